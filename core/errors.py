@@ -1,0 +1,45 @@
+"""The errors a user can meet.
+
+    GauntletError
+    ├── SpecError            the request is wrong: says which field and what would be right
+    │   └── Diverged         the training itself failed: loss is NaN or infinite
+    ├── DatasetMissing       the files are not in DATA_DIR, or are not the published ones
+    ├── ArtifactCorrupt      stored bytes do not match their sha256
+    └── Interrupted          the stage was asked to stop: cancelled, drained, or its lease was lost
+"""
+
+
+class GauntletError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class SpecError(GauntletError):
+    """A spec cannot be carried out; retrying the same spec fails the same way.
+
+    `path` names the field (``("defenses", 0, "eps")``), `allowed` lists what would be accepted.
+    """
+
+    def __init__(self, message: str, path: tuple[str | int, ...] = (), allowed: list[str] | None = None):
+        super().__init__(message)
+        self.path = path
+        self.allowed = allowed
+
+
+class Diverged(SpecError):
+    """Training produced a loss that is NaN or infinite."""
+
+
+class DatasetMissing(GauntletError):
+    """A dataset's files are absent or differ from the published ones."""
+
+
+class ArtifactCorrupt(GauntletError):
+    """Stored bytes are missing or do not match their sha256."""
+
+
+class Interrupted(GauntletError):
+    """A stage stopped before its end because it was told to."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason

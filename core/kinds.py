@@ -1,0 +1,90 @@
+"""Kinds: named variants that the folder they stand in registers.
+
+A kind is one file with one class. Dropping the file into its folder puts the kind into validation, OpenAPI, the
+catalog and the contract tests. Packages outside this repository add kinds through the entry-point groups
+``gauntlet.attacks``, ``gauntlet.defenses``, ``gauntlet.networks``, ``gauntlet.datasets``.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar, TypeVar, Union
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from core.canonical import digest
+
+
+class Spec(BaseModel):
+    """Frozen, strict about unknown fields, and free of NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Kind(Spec):
+    """Base of every variant: a spec whose `kind` names it and whose `version` counts changes of its results."""
+
+    version: ClassVar[int] = 1
+    kind: str
+
+    def canonical(self) -> dict[str, Any]:
+        """Return the spec with every default filled in and the code version: what a stage's key is made of."""
+        return {**self.model_dump(mode="json"), "version": self.version}
+
+    def identity(self) -> str:
+        """Return the sha256 of the canonical spec."""
+        return digest(self.canonical())
+
+    def differences(self, leave_out: frozenset[str] = frozenset()) -> dict[str, Any]:
+        """Return the fields that differ from this kind's defaults, in the order they are declared."""
+        dumped = self.model_dump(mode="json", exclude_defaults=True)
+        return {name: value for name, value in dumped.items() if name != "kind" and name not in leave_out}
+
+
+K = TypeVar("K", bound=Kind)
+
+
+class BadKind(TypeError):
+    """A module in a folder of kinds does not hold exactly one kind of its own name."""
+
+
+def discover(package: str, base: type[K], group: str) -> Mapping[str, type[K]]:
+    """Return kind name -> class for every module of `package`, then every entry point of `group`.
+
+    Raises:
+        BadKind: a module holds no kind, several, or one whose name is not the module's; or a name is taken twice.
+    """
+    found: dict[str, type[K]] = {}
+    folder = importlib.import_module(package)
+    for info in sorted(pkgutil.iter_modules(folder.__path__), key=lambda module: module.name):
+        if info.name == "base":
+            continue
+        module = importlib.import_module(f"{package}.{info.name}")
+        own = [
+            cls
+            for _, cls in inspect.getmembers(module, inspect.isclass)
+            if issubclass(cls, base) and cls.__module__ == module.__name__ and "kind" in cls.model_fields
+        ]
+        own = [cls for cls in own if isinstance(cls.model_fields["kind"].default, str)]
+        if len(own) != 1:
+            raise BadKind(f"{module.__name__} must define exactly one {base.__name__} with a kind, found {len(own)}")
+        _register(found, own[0], module.__name__, info.name)
+    for point in entry_points(group=group):
+        _register(found, point.load(), point.value, point.name)
+    return found
+
+
+def _register(found: dict[str, type[K]], cls: type[K], where: str, name: str) -> None:
+    kind = cls.model_fields["kind"].default
+    if kind != name and kind != name.replace("_", "-"):
+        raise BadKind(f"{where}: the kind is {kind!r}, but the module is named {name!r}")
+    if kind in found:
+        raise BadKind(f"{where}: the kind {kind!r} is already defined by {found[kind].__module__}")
+    found[kind] = cls
+
+
+def union_of(kinds: Mapping[str, type[K]]) -> Any:
+    """Return the type "one of these kinds", told apart by `kind`, for use as a pydantic field."""
+    return Annotated[Union[tuple(kinds.values())], Field(discriminator="kind")]  # noqa: UP007

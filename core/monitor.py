@@ -1,0 +1,39 @@
+"""The one thing long computations know about the world that runs them."""
+
+from typing import Protocol
+
+
+class Monitor(Protocol):
+    """What a stage's computation may ask and tell while it runs. Cheap enough to call every iteration."""
+
+    def check(self) -> None:
+        """Return at once, or raise `Interrupted` where the stage was cancelled, drained or lost its lease."""
+        ...
+
+    def progress(self, done: int, total: int, **figures: float) -> None:
+        """Note that `done` of `total` units of work are finished; `figures` are the newest losses."""
+        ...
+
+    def wants_checkpoint(self) -> bool:
+        """Return whether a checkpoint is due."""
+        ...
+
+    def save_checkpoint(self, data: bytes) -> None:
+        """Store `data`, from which the same computation can be resumed."""
+        ...
+
+
+class Unwatched:
+    """A monitor for computations outside the service: never stops, keeps nothing."""
+
+    def check(self) -> None:
+        return
+
+    def progress(self, done: int, total: int, **figures: float) -> None:
+        return
+
+    def wants_checkpoint(self) -> bool:
+        return False
+
+    def save_checkpoint(self, data: bytes) -> None:
+        return
