@@ -1,11 +1,11 @@
 """The errors a user can meet.
 
-    GauntletError
-    ├── SpecError            the request is wrong: says which field and what would be right
-    │   └── Diverged         the training itself failed: loss is NaN or infinite
-    ├── DatasetMissing       the files are not in DATA_DIR, or are not the published ones
-    ├── ArtifactCorrupt      stored bytes do not match their sha256
-    └── Interrupted          the stage was asked to stop: cancelled, drained, or its lease was lost
+GauntletError
+├── SpecError            the request is wrong: says which field and what would be right
+│   └── Diverged         the training itself failed: loss is NaN or infinite
+├── DatasetMissing       the files are not in DATA_DIR, or are not the published ones
+├── ArtifactCorrupt      stored bytes do not match their sha256
+└── Interrupted          the stage was asked to stop: cancelled, drained, or its lease was lost
 """
 
 

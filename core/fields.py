@@ -12,7 +12,7 @@ def parse_pixels(value: Any) -> Fraction:
     Raises:
         ValueError: the value is not a finite number or a fraction "a/b" with b above 0.
     """
-    expected = "expected a number or a fraction such as 0.3 or \"24/255\" (pixel units, the image range is [0, 1])"
+    expected = 'expected a number or a fraction such as 0.3 or "24/255" (pixel units, the image range is [0, 1])'
     if isinstance(value, Fraction):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | str):

@@ -27,11 +27,13 @@ class Kind(Spec):
     """Base of every variant: a spec whose `kind` names it and whose `version` counts changes of its results."""
 
     version: ClassVar[int] = 1
-    kind: str
+    kind: Any = ""  # each kind narrows it to its own name
 
     def canonical(self) -> dict[str, Any]:
-        """Return the spec with every default filled in and the code version: what a stage's key is made of."""
-        return {**self.model_dump(mode="json"), "version": self.version}
+        """Return the spec with every default filled in and the code versions of it and of every kind inside it."""
+        whole = self.model_dump(mode="json")
+        inner = {name: value.canonical() for name, value in self if isinstance(value, Kind)}
+        return {**whole, **inner, "version": self.version}
 
     def identity(self) -> str:
         """Return the sha256 of the canonical spec."""
@@ -65,9 +67,8 @@ def discover(package: str, base: type[K], group: str) -> Mapping[str, type[K]]:
         own = [
             cls
             for _, cls in inspect.getmembers(module, inspect.isclass)
-            if issubclass(cls, base) and cls.__module__ == module.__name__ and "kind" in cls.model_fields
+            if issubclass(cls, base) and cls.__module__ == module.__name__ and cls.model_fields["kind"].default
         ]
-        own = [cls for cls in own if isinstance(cls.model_fields["kind"].default, str)]
         if len(own) != 1:
             raise BadKind(f"{module.__name__} must define exactly one {base.__name__} with a kind, found {len(own)}")
         _register(found, own[0], module.__name__, info.name)

@@ -27,13 +27,14 @@ class Unwatched:
     """A monitor for computations outside the service: never stops, keeps nothing."""
 
     def check(self) -> None:
-        return
+        """Return at once."""
 
     def progress(self, done: int, total: int, **figures: float) -> None:
-        return
+        """Forget it."""
 
     def wants_checkpoint(self) -> bool:
+        """Return False."""
         return False
 
     def save_checkpoint(self, data: bytes) -> None:
-        return
+        """Forget it."""

@@ -1,0 +1,1 @@
+"""The one truth: SQL rows, every SQL query, and the artifact store."""

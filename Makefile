@@ -1,0 +1,46 @@
+# Gauntlet's commands; `make help` lists them. Only Python 3.11 or newer, make and the package registries are needed.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(if $(shell command -v $(name) 2>/dev/null),$(name))))
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo serve test check lint clean
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## create the environment
+dev: $(VENV)/.dev ## the environment with what tests and linters need
+
+demo: install ## run the quickstart suite on a service of its own, print both matrices, stop
+	$(BIN)/python -m worker.serve --suite quickstart --stop
+
+serve: install ## as demo, and stay up (SUITE= posts nothing)
+	$(BIN)/python -m worker.serve --suite "$(SUITE)"
+SUITE ?= quickstart
+
+test: dev ## the whole test suite, with a real PostgreSQL and a real Redis
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: dev ## formatting, lint, types, dependency rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+check: lint test ## what CI runs
+
+clean: ## remove the environment and the local state
+	rm -rf $(VENV) var build *.egg-info

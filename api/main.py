@@ -1,0 +1,84 @@
+"""The API: `uvicorn api.main:app`."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
+
+from api import errors
+from api.routes import catalog, jobs, results, stages, system
+from api.service import Service
+from core.errors import SpecError
+from core.jobs import AnyJob
+from core.suites import suites
+from store import migrate
+from store.settings import Settings, settings
+
+MAX_BODY = 256 * 1024
+
+
+def create_app(chosen: Settings | None = None) -> FastAPI:
+    """Return the API on the given settings, or on the environment's."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        app.state.service = Service.open(chosen or settings())
+        _require_schema(app.state.service)
+        yield
+        app.state.service.close()
+
+    app = FastAPI(
+        title="Gauntlet",
+        version=version("gauntlet"),
+        description="Benchmarks of adversarial defenses of image classifiers. Accuracies are shares in [0, 1]; "
+        "eps and step sizes are in pixel units of [0, 1].",
+        lifespan=lifespan,
+        max_body_size=MAX_BODY,
+    )
+    for router in (jobs.router, results.router, stages.router, catalog.router, system.router):
+        app.include_router(router)
+    app.add_exception_handler(errors.ApiError, errors.on_api_error)
+    app.add_exception_handler(SpecError, errors.on_spec_error)
+    app.add_exception_handler(RequestValidationError, errors.on_request_error)
+    app.add_exception_handler(HTTPException, errors.on_http_error)
+    for error in errors.DATABASE_ERRORS:
+        app.add_exception_handler(error, errors.on_database_error)
+    app.openapi = lambda: _openapi(app)
+    return app
+
+
+def _require_schema(service: Service) -> None:
+    """Return where the schema is this code's; refuse to start on any other, so that no row is misread."""
+    found, expected = migrate.revision_of(service.database), migrate.head()
+    if found != expected:
+        raise RuntimeError(
+            f"the database is at revision {found}, this code needs {expected}: run `alembic upgrade head`"
+        )
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document with every kind of job, defense, attack and network among its schemas."""
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        request = TypeAdapter(AnyJob).json_schema(ref_template="#/components/schemas/{model}")
+        components = document.setdefault("components", {}).setdefault("schemas", {})
+        components.update(request.pop("$defs", {}))
+        components["SuiteRequest"] = {
+            "type": "object",
+            "title": "SuiteRequest",
+            "description": "A named suite; any field of its job may be given beside it and replaces the suite's.",
+            "properties": {"suite": {"type": "string", "enum": sorted(suites())}},
+            "required": ["suite"],
+        }
+        suite = {"$ref": "#/components/schemas/SuiteRequest"}
+        components["JobRequest"] = {"title": "JobRequest", "anyOf": [request, suite]}
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+app = create_app()

@@ -1,0 +1,219 @@
+"""Jobs: post, look at, list, cancel."""
+
+import json
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.orm import Session
+
+from api import views
+from api.errors import RESPONSES, Conflict, Invalid, NotFound, of_spec_error, of_validation
+from api.schemas import JobPage, JobReply, ModelLabel, PlanReply, PlanStage
+from api.service import Service, ServiceDep
+from core.canonical import digest
+from core.datasets import DATASETS
+from core.errors import SpecError
+from core.jobs import AnyJob, Job
+from core.plan import Plan, plan
+from core.suites import expand_suite
+from store import jobs, waiting
+from store.models import JOB_ENDED, JobState, StageState
+
+router = APIRouter(tags=["jobs"], responses=RESPONSES)
+_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
+
+JobId = Annotated[int, Path(ge=1, le=2**62, description="The job's number.")]
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"$ref": "#/components/schemas/JobRequest"},
+                "examples": {
+                    "a defense": {"value": {"defense": {"kind": "e2sad"}}},
+                    "a suite": {"value": {"suite": "quickstart"}},
+                },
+            }
+        },
+    }
+}
+
+
+@router.post("/jobs", status_code=201, response_model=JobReply | PlanReply, openapi_extra=BODY)
+async def post_job(
+    request: Request,
+    service: ServiceDep,
+    dry_run: Annotated[bool, Query(description="Answer with the plan and store nothing.")] = False,
+    idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
+) -> Response:
+    """Make a job, or with `dry_run=1` say what it would take.
+
+    A defense spec is enough; everything else has a default. Stages that any earlier job has computed are shared.
+    """
+    from starlette.concurrency import run_in_threadpool
+
+    body = _json(await request.body())
+    return await run_in_threadpool(_post, service, body, dry_run, idempotency_key)
+
+
+def _json(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"the body is not JSON: {error}") from None
+
+
+def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | None) -> Response:
+    suite, job = parse_job(body)
+    service.require_dataset(job)
+    if dry_run:
+        with service.database.read() as session:
+            reply = _plan_reply(session, job, _planned(service, session, job))
+        return JSONResponse(views.plain(reply))
+    request_sha256 = digest(body)
+    with service.database.write() as session:
+        known = jobs.remembered(session, idempotency_key) if idempotency_key else None
+        if known is not None:
+            return _replay(service, session, known, request_sha256)
+        wanted = jobs.Submission(
+            kind=getattr(job, "kind", "benchmark"), spec=job.model_dump(mode="json", exclude_none=True),
+            name=job.name, suite=suite, tags=list(job.tags), priority=job.priority,
+        )  # fmt: skip
+        job_id, bells = jobs.submit(session, wanted, _planned(service, session, job))
+        if idempotency_key:
+            jobs.remember(session, idempotency_key, request_sha256, job_id)
+        reply = job_reply(service, session, job_id)
+    service.ringer.ring(bells)
+    return JSONResponse(views.plain(reply), 201, {"Location": f"/jobs/{job_id}"})
+
+
+def parse_job(body: Any) -> tuple[str | None, Job]:
+    """Return the suite's name, if one was asked for, and the job.
+
+    Raises:
+        Invalid: names every field at fault.
+    """
+    if not isinstance(body, dict):
+        raise Invalid('the body must be a JSON object such as {"defense": {"kind": "e2sad"}}')
+    request = cast(dict[str, Any], body)
+    suite = None
+    try:
+        if "suite" in request:
+            suite, request = str(request["suite"])[:100], expand_suite(request)
+        return suite, _job.validate_python(request)
+    except ValidationError as error:
+        raise of_validation(error.errors(), request) from None
+    except SpecError as error:
+        raise of_spec_error(error) from None
+
+
+def _planned(service: Service, session: Session, job: Job) -> Plan:
+    return plan(job, service.execution(session, job), jobs.TrainedModels(session))
+
+
+def _replay(service: Service, session: Session, known: tuple[str, int], request_sha256: str) -> Response:
+    if known[0] != request_sha256:
+        raise Invalid("this Idempotency-Key was used with another body; use a fresh key")
+    reply = views.plain(job_reply(service, session, known[1]))
+    return JSONResponse(reply, 201, {"Location": f"/jobs/{known[1]}", "Idempotency-Replayed": "true"})
+
+
+def _plan_reply(session: Session, job: Job, planned: Plan) -> PlanReply:
+    known = jobs.states_of_keys(session, list(planned.stages))
+    ordered = planned.ordered
+    every = [(stage.flop, known.get(stage.key, "new"), False, 0.0) for stage in ordered]
+    price = views.cost(session, planned.device, every)
+    return PlanReply(
+        kind=getattr(job, "kind", "benchmark"),
+        dataset=planned.dataset,
+        device=planned.device,
+        pairing=planned.pairing,
+        images=max((stage.images for stage in ordered), default=0),
+        stages=[
+            PlanStage(
+                key=stage.key, kind=stage.spec.kind, title=stage.title, state=known.get(stage.key, "new"),
+                parents=list(stage.spec.parents()), flop=stage.flop, estimated_seconds=stage.flop / price.rate,
+            )
+            for stage in ordered
+        ],
+        new=sum(known.get(stage.key) != StageState.SUCCEEDED for stage in ordered),
+        done=sum(known.get(stage.key) == StageState.SUCCEEDED for stage in ordered),
+        cost=price,
+        cautions=_cautions(planned),
+    )  # fmt: skip
+
+
+def _cautions(planned: Plan) -> list[str]:
+    note = DATASETS[planned.dataset]().note
+    models = [*planned.targets, *planned.substitutes]
+    said = [f"{model.label}: {model.train.defense.caution}" for model in models if model.train.defense.caution]
+    return list(dict.fromkeys([*([f"{planned.dataset}: {note}"] if note else []), *said]))
+
+
+def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
+    """Return a job with its stages.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    job = jobs.by_id(session, job_id)
+    if job is None:
+        raise NotFound(f"there is no job {job_id}")
+    session.refresh(job)
+    rows = jobs.stages_of(session, job_id)
+    reasons = waiting.reasons(session, job_id, service.alive_seconds)
+    every = [(row.flop, row.state, reused, row.device_seconds) for row, reused in rows]
+    running = [row for row, _ in rows if row.state == StageState.RUNNING]
+    device = "cuda" if any(row.queue == "gpu" for row, _ in rows) else "cpu"
+    short = views.summary(job, jobs.counts(session, [job_id])[job_id], running)
+    return JobReply(
+        **short.model_dump(),
+        spec=job.spec,
+        pairing=job.pairing,
+        cost=views.cost(session, device, every),
+        models=[ModelLabel(**row) for row in jobs.models_of(session, job_id)],
+        stages=[views.stage(row, reused, reasons) for row, reused in rows],
+        links={
+            "whitebox-matrix": f"/results/whitebox-matrix?job={job_id}",
+            "blackbox-matrix": f"/results/blackbox-matrix?job={job_id}",
+        },
+    )
+
+
+@router.get("/jobs/{job_id}")
+def get_job(job_id: JobId, service: ServiceDep) -> JobReply:
+    """Answer with a job: progress, cost, and every stage with what it waits for."""
+    with service.database.read() as session:
+        return job_reply(service, session, job_id)
+
+
+@router.get("/jobs")
+def list_jobs(
+    service: ServiceDep,
+    cursor: Annotated[int | None, Query(ge=1, description="From the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200, description="Jobs per page.")] = 50,
+    state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
+    name: Annotated[str | None, Query(max_length=200, description="Only jobs of this name.")] = None,
+    tag: Annotated[str | None, Query(max_length=60, description="Only jobs with this tag.")] = None,
+    suite: Annotated[str | None, Query(max_length=100, description="Only jobs posted as this suite.")] = None,
+) -> JobPage:
+    """List jobs, newest first."""
+    with service.database.read() as session:
+        page = jobs.newest(session, before=cursor, limit=limit, state=state, name=name, tag=tag, suite=suite)
+        counts = jobs.counts(session, [job.id for job in page.jobs])
+        return JobPage(jobs=[views.summary(job, counts[job.id]) for job in page.jobs], cursor=page.cursor)
+
+
+@router.post("/jobs/{job_id}/cancel", status_code=202)
+def cancel_job(job_id: JobId, service: ServiceDep) -> JobReply:
+    """Stop a job. Stages that another live job wants go on; the rest stop within seconds."""
+    with service.database.write() as session:
+        before = jobs.by_id(session, job_id)
+        if before is None:
+            raise NotFound(f"there is no job {job_id}")
+        if before.state in JOB_ENDED and before.state != JobState.CANCELLED:
+            raise Conflict(f"job {job_id} has already {before.state}; there is nothing to cancel")
+        jobs.cancel(session, job_id)
+        return job_reply(service, session, job_id)

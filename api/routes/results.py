@@ -1,0 +1,136 @@
+"""Results: the matrices, as JSON, CSV, Markdown or LaTeX."""
+
+import hashlib
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Header, Query, Response
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from sqlalchemy.orm import Session
+
+from api import exports, views
+from api.errors import RESPONSES, NotFound
+from api.schemas import MatrixReply
+from api.service import ServiceDep
+from core.datasets import DATASETS
+from core.fields import format_pixels, parse_pixels
+from store import jobs, results
+from store.results import Filters, Matrix
+
+router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
+
+MEDIA = {
+    "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
+    "markdown": "text/markdown; charset=utf-8",
+    "latex": "application/x-latex; charset=utf-8",
+}
+
+
+class MatrixQuery(BaseModel):
+    """How a matrix is narrowed; without filters it is the newest comparable group."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    job: Annotated[int, Field(ge=1)] | None = None
+    """Only what this job asked for."""
+    suite: str | None = None
+    """Only jobs posted as this suite."""
+    dataset: str | None = None
+    """Dataset."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Device class."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Test images behind each evaluation."""
+    network: str | None = None
+    """Architecture."""
+    attack: str | None = None
+    """Kind of attack."""
+    eps: str | None = None
+    """Radius of the attack, as a number or a fraction."""
+    steps: Annotated[int, Field(ge=1)] | None = None
+    """Steps of the attack."""
+    label: list[str] = []
+    """Only these models; may be repeated."""
+    seed: list[int] = []
+    """Only targets of these seeds; may be repeated."""
+    pairing: Literal["same", "independent"] | None = None
+    """Which substitutes a target meets; left out, as the newest job said."""
+    format: Literal["json", "csv", "markdown", "latex"] | None = None
+    """Form of the answer; left out, what Accept asks for, else JSON."""
+
+    @field_validator("eps")
+    @classmethod
+    def _exact(cls, value: str | None) -> str | None:
+        return None if value is None else format_pixels(parse_pixels(value))
+
+    @field_validator("dataset")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and value not in DATASETS:
+            raise ValueError(f"unknown dataset {value!r}; allowed: {', '.join(sorted(DATASETS))}")
+        return value
+
+    def filters(self) -> Filters:
+        """Return the query as the store takes it."""
+        return Filters(
+            job=self.job, suite=self.suite, dataset=self.dataset, device=self.device, limit=self.limit,
+            network=self.network, attack=self.attack, eps=self.eps, steps=self.steps, labels=tuple(self.label),
+            seeds=tuple(self.seed), pairing=self.pairing,
+        )  # fmt: skip
+
+
+Accept = Annotated[str | None, Header()]
+IfNoneMatch = Annotated[str | None, Header()]
+
+
+@router.get("/whitebox-matrix", response_model=MatrixReply)
+def whitebox_matrix(
+    query: Annotated[MatrixQuery, Query()],
+    service: ServiceDep,
+    accept: Accept = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Answer with attacks by targets: accuracy of each target under examples crafted on itself, and on clean images."""
+    with service.database.read() as session:
+        _require_job(session, query)
+        found = results.whitebox(session, query.filters())
+        reply = views.matrix("whitebox", found, {}, _cautions(session, found))
+    return _answer(reply, query, accept, if_none_match)
+
+
+@router.get("/blackbox-matrix", response_model=MatrixReply)
+def blackbox_matrix(
+    query: Annotated[MatrixQuery, Query()],
+    service: ServiceDep,
+    accept: Accept = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Answer with substitutes by targets: accuracy of each target under examples crafted on each substitute."""
+    with service.database.read() as session:
+        _require_job(session, query)
+        found = results.blackbox(session, query.filters())
+        strength = results.self_strength(session, query.filters(), found.scope) if found.scope else {}
+        reply = views.matrix("blackbox", found, strength, _cautions(session, found))
+    return _answer(reply, query, accept, if_none_match)
+
+
+def _require_job(session: Session, query: MatrixQuery) -> None:
+    if query.job is not None and jobs.by_id(session, query.job) is None:
+        raise NotFound(f"there is no job {query.job}")
+
+
+def _cautions(session: Session, found: Matrix) -> list[str]:
+    """Return what is known against believing the models of the table."""
+    return results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
+
+
+def _answer(reply: MatrixReply, query: MatrixQuery, accept: str | None, if_none_match: str | None) -> Response:
+    form = query.format or next(
+        (name for name, media in MEDIA.items() if media.split(";")[0] in (accept or "")), "json"
+    )
+    body = reply.model_dump_json() if form == "json" else exports.WRITERS[form](reply)
+    etag = f'"{hashlib.sha256(f"{form}:{body}".encode()).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept"}
+    if if_none_match is not None and etag in if_none_match:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=MEDIA[form], headers=headers)

@@ -1,0 +1,107 @@
+"""Stages, their logs, artifacts, trained models, workers."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+
+from api import views
+from api.errors import RESPONSES, NotFound
+from api.schemas import LogLine, ModelReply, StageDetail, WorkerReply
+from api.service import ServiceDep
+from core.errors import ArtifactCorrupt
+from store import stages, trained, waiting, workers
+from store.models import Attempt
+
+router = APIRouter(tags=["stages"], responses=RESPONSES)
+
+Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits.")]
+
+
+@router.get("/stages/{key}")
+def get_stage(key: Sha256, service: ServiceDep) -> StageDetail:
+    """Answer with a stage: spec, state, attempts, result and where its artifacts are."""
+    with service.database.read() as session:
+        found = stages.details(session, key)
+        if found is None:
+            raise NotFound(f"there is no stage {key}")
+        row = found.stage
+        reasons = waiting.reasons(session, stages.job_of(session, row.id) or 0, service.alive_seconds)
+        return StageDetail(
+            **views.stage(row, False, reasons).model_dump(),
+            spec=row.spec, parents=found.parents, queue=row.queue, fence=row.fence, failures=row.failures,
+            losses=row.losses, error=row.error, attempts=[_attempt(attempt) for attempt in found.attempts],
+            result=found.result.payload if found.result else None,
+            environment=found.result.environment if found.result else None,
+            artifacts=found.artifacts,
+        )  # fmt: skip
+
+
+def _attempt(row: Attempt) -> dict[str, Any]:
+    names = ("fence", "worker", "started_at", "ended_at", "outcome", "error")
+    return {name: getattr(row, name) for name in names}
+
+
+@router.get("/stages/{key}/log")
+def get_log(
+    key: Sha256,
+    service: ServiceDep,
+    after: Annotated[int, Query(ge=0, description="Lines to leave out, from the start.")] = 0,
+    limit: Annotated[int, Query(ge=1, le=5000, description="Lines at most.")] = 1000,
+) -> list[LogLine]:
+    """Answer with the lines of a stage's log, oldest first."""
+    with service.database.read() as session:
+        stage = stages.by_key(session, key)
+        if stage is None:
+            raise NotFound(f"there is no stage {key}")
+        lines = stages.log_of(session, stage.id, after, limit)
+        return [LogLine(at=line.at, fence=line.fence, line=line.line) for line in lines]
+
+
+@router.get("/artifacts/{sha256}", response_class=Response)
+def get_artifact(sha256: Sha256, service: ServiceDep) -> Response:
+    """Answer with stored bytes, verified against their sha256."""
+    with service.database.read() as session:
+        row = stages.artifact(session, sha256)
+    if row is None:
+        raise NotFound(f"there is no artifact {sha256}")
+    try:
+        data = service.store.get(sha256)
+    except ArtifactCorrupt as error:
+        raise NotFound(str(error)) from error
+    headers = {"ETag": f'"{sha256}"', "Cache-Control": "public, max-age=31536000, immutable"}
+    return Response(data, media_type=row.media_type, headers=headers)
+
+
+@router.get("/models")
+def list_models(
+    service: ServiceDep,
+    dataset: Annotated[str | None, Query(max_length=60, description="Only models trained on it.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Models at most.")] = 200,
+) -> list[ModelReply]:
+    """List trained models, newest first."""
+    with service.database.read() as session:
+        found = trained.newest(session, before=None, limit=limit, dataset=dataset)
+    return [
+        ModelReply(
+            key=model.stage.key, recipe=str(model.stage.recipe), label=model.label, dataset=model.stage.dataset,
+            seed=model.stage.seed or 0, defense=model.stage.spec["defense"], weights=model.weights, n=model.n,
+            clean_accuracy=model.n_correct / model.n if model.n and model.n_correct is not None else None,
+        )
+        for model in found
+    ]  # fmt: skip
+
+
+@router.get("/workers")
+def list_workers(service: ServiceDep) -> list[WorkerReply]:
+    """List worker processes with their devices and heartbeats, newest first."""
+    with service.database.read() as session:
+        rows = workers.all_workers(session, service.alive_seconds)
+        keys = {worker.stage_id: stages.key_of(session, worker.stage_id) for worker, *_ in rows if worker.stage_id}
+    return [
+        WorkerReply(
+            id=worker.incarnation, host=worker.host, pid=worker.pid, device=worker.device,
+            device_name=worker.device_name, queues=worker.queues, versions=worker.versions, alive=alive,
+            seconds_since_seen=age, draining=worker.draining, stage=keys.get(worker.stage_id or 0),
+        )
+        for worker, alive, age in rows
+    ]  # fmt: skip

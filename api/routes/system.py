@@ -1,0 +1,58 @@
+"""Whether the service lives and is ready."""
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from sqlalchemy import text
+
+from api.errors import RESPONSES
+from api.schemas import HealthReply
+from api.service import Service, ServiceDep
+from store import migrate, workers
+
+router = APIRouter(tags=["system"])
+
+
+@router.get("/healthz")
+def healthz() -> HealthReply:
+    """Answer ok while the process lives."""
+    return HealthReply(status="ok")
+
+
+@router.get("/readyz", responses={503: RESPONSES[503]})
+def readyz(service: ServiceDep) -> JSONResponse:
+    """Answer 200 when the database answers, stands at this code's revision, and artifacts can be stored."""
+    checks = {"database": _database(service), "artifacts": _artifacts(service)}
+    ready = all(check == "ok" for check in checks.values())
+    if ready:
+        checks["keeper"] = _keeper(service)
+    reply = HealthReply(status="ok" if ready else "not ready", checks=checks)
+    return JSONResponse(reply.model_dump(), 200 if ready else 503, None if ready else {"Retry-After": "5"})
+
+
+def _database(service: Service) -> str:
+    try:
+        with service.database.read() as session:
+            session.execute(text("SELECT 1"))
+        revision = migrate.revision_of(service.database)
+    except Exception as error:
+        return f"the database does not answer: {type(error).__name__}"
+    expected = migrate.head()
+    return (
+        "ok"
+        if revision == expected
+        else f"the schema is at {revision}, this code needs {expected}: alembic upgrade head"
+    )
+
+
+def _artifacts(service: Service) -> str:
+    try:
+        service.store.put(b"")
+    except Exception as error:
+        return f"the artifact store does not take bytes: {error}"
+    return "ok"
+
+
+def _keeper(service: Service) -> str:
+    with service.database.read() as session:
+        left = workers.lease_age(session, "keeper")
+    return "ok" if left is not None and left > 0 else "no keeper is running: start one with `python -m worker.keeper`"

@@ -1,0 +1,371 @@
+"""What the API answers with."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Reply(BaseModel):
+    """Base of every answer."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class StageReply(Reply):
+    """A stage as a job shows it."""
+
+    key: str
+    """sha256 of the stage's canonical spec."""
+    kind: str
+    """train, craft or evaluate."""
+    title: str
+    """What it does, for people."""
+    state: str
+    """blocked, ready, running, succeeded, failed or cancelled."""
+    waits_for: str | None
+    """Why it is not running, where it waits; what went wrong, where it failed."""
+    progress: dict[str, Any] | None
+    """How far a running stage is: done, total and the newest losses."""
+    reused: bool
+    """Whether it had succeeded before this job asked for it."""
+    device_seconds: float
+    """Seconds it has held a device, over all attempts."""
+
+
+class ProgressReply(Reply):
+    """How far a job is."""
+
+    stages: int
+    """Stages the job is made of."""
+    by_state: dict[str, int]
+    """Stage state -> number of stages."""
+    fraction: float
+    """Share of the job's floating-point operations that is done."""
+
+
+class CostReply(Reply):
+    """What a job costs."""
+
+    estimated_seconds: float
+    """Device time of all its stages if none were shared, at the rate this service has measured or assumes."""
+    remaining_seconds: float
+    """Device time of the stages not finished."""
+    used_seconds: float
+    """Device time its stages have used, shared ones included."""
+    reused_seconds: float
+    """Device time of stages that had succeeded before the job came: what sharing saved."""
+    flop: float
+    """Floating-point operations of all its stages."""
+    rate: float
+    """Floating-point operations per second that the estimates assume."""
+    rate_measured: bool
+    """Whether the rate comes from finished stages of this device class, rather than from an assumption."""
+
+
+class JobSummary(Reply):
+    """A job in a list."""
+
+    id: int
+    """Its number."""
+    kind: str
+    """benchmark, train or evaluate."""
+    name: str
+    """Its name."""
+    suite: str | None
+    """The suite it was posted as."""
+    tags: list[str]
+    """Words to find it by."""
+    state: str
+    """queued, running, cancelling, succeeded, failed or cancelled."""
+    priority: int
+    """Higher runs first."""
+    created_at: float
+    """Seconds since 1970."""
+    started_at: float | None
+    """When its first stage started, seconds since 1970."""
+    finished_at: float | None
+    """When it ended, seconds since 1970."""
+    progress: ProgressReply
+    """How far it is."""
+
+
+class ModelLabel(Reply):
+    """A model of a job."""
+
+    key: str
+    """Key of its train stage."""
+    recipe: str
+    """Key without the seed: a row or column of a matrix."""
+    label: str
+    """Its name in tables."""
+    role: str
+    """target or substitute."""
+    seed: int
+    """Its seed."""
+
+
+class JobReply(JobSummary):
+    """A job with its stages."""
+
+    spec: dict[str, Any]
+    """What was asked for, with defaults filled in."""
+    pairing: str
+    """Which substitutes a target meets: those of its own seed (same) or of all others (independent)."""
+    cost: CostReply
+    """What it costs."""
+    models: list[ModelLabel]
+    """Its models."""
+    stages: list[StageReply]
+    """Its stages, parents before children."""
+    links: dict[str, str]
+    """Where its results are."""
+
+
+class PlanStage(Reply):
+    """A stage a job would need."""
+
+    key: str
+    """sha256 of its canonical spec."""
+    kind: str
+    """train, craft or evaluate."""
+    title: str
+    """What it does."""
+    state: str
+    """new, or the state of the stage that is already known."""
+    parents: list[str]
+    """Keys of the stages it needs."""
+    flop: float
+    """Floating-point operations."""
+    estimated_seconds: float
+    """Device time, at `rate`."""
+
+
+class PlanReply(Reply):
+    """What posting the job would do; nothing was stored."""
+
+    kind: str
+    """Kind of the job."""
+    dataset: str
+    """Dataset."""
+    device: str
+    """Device class."""
+    pairing: str
+    """Which substitutes a target meets."""
+    images: int
+    """Test images per evaluation, 0 where the job evaluates nothing."""
+    stages: list[PlanStage]
+    """Stages, parents before children."""
+    new: int
+    """Stages that would have to run."""
+    done: int
+    """Stages that have succeeded already."""
+    cost: CostReply
+    """What it would cost."""
+    cautions: list[str]
+    """What to know before believing its results."""
+
+
+class JobPage(Reply):
+    """Jobs, newest first."""
+
+    jobs: list[JobSummary]
+    """This page."""
+    cursor: int | None
+    """Pass as `cursor` for the next page; null at the end."""
+
+
+class StageDetail(StageReply):
+    """A stage with everything known of it."""
+
+    spec: dict[str, Any]
+    """Its spec."""
+    parents: list[str]
+    """Keys of the stages it needs."""
+    queue: str
+    """Queue it waits in."""
+    fence: int
+    """Number of the latest claim; it only grows."""
+    failures: int
+    """Attempts of this life that ended in an error."""
+    losses: int
+    """Attempts of this life that were lost with their worker."""
+    error: dict[str, Any] | None
+    """Cause, message and traceback of the latest failure."""
+    attempts: list[dict[str, Any]]
+    """Every claim: fence, worker, times, outcome."""
+    result: dict[str, Any] | None
+    """What it found."""
+    environment: dict[str, Any] | None
+    """Versions and device it ran on."""
+    artifacts: dict[str, str]
+    """Name -> sha256; GET /artifacts/{sha256}."""
+
+
+class LogLine(Reply):
+    """A line of a stage's log."""
+
+    at: float
+    """Seconds since 1970 on the worker's clock."""
+    fence: int
+    """The claim it belongs to."""
+    line: str
+    """The text."""
+
+
+class ModelReply(Reply):
+    """A trained model."""
+
+    key: str
+    """Key of its train stage: what an evaluate job names."""
+    recipe: str
+    """Key without the seed."""
+    label: str
+    """Its newest name in tables."""
+    dataset: str
+    """What it was trained on."""
+    seed: int
+    """Its seed."""
+    defense: dict[str, Any]
+    """Its defense."""
+    weights: str
+    """sha256 of its weights (safetensors)."""
+    clean_accuracy: float | None
+    """Share of clean test images it classifies correctly, where that was evaluated."""
+    n: int | None
+    """Test images behind `clean_accuracy`."""
+
+
+class WorkerReply(Reply):
+    """A worker process."""
+
+    id: str
+    """Fresh at every start."""
+    host: str
+    """Host name."""
+    pid: int
+    """Process id."""
+    device: str
+    """Device class."""
+    device_name: str
+    """Name of the device."""
+    queues: list[str]
+    """Queues it serves."""
+    versions: dict[str, Any]
+    """Versions it runs."""
+    alive: bool
+    """Whether it has reported within the last heartbeats."""
+    seconds_since_seen: float
+    """Seconds since its last report."""
+    draining: bool
+    """Whether it takes no more work."""
+    stage: str | None
+    """Key of the stage it runs."""
+
+
+class SuiteReply(Reply):
+    """A named suite."""
+
+    name: str
+    """What to post: {"suite": name}."""
+    description: str
+    """What it is and how it was shortened."""
+    spec: dict[str, Any]
+    """The job it stands for."""
+
+
+class SeedReply(Reply):
+    """One model under one set of examples."""
+
+    seed: int
+    """The target's seed."""
+    substitute_seed: int | None
+    """The substitute's seed."""
+    accuracy: float
+    """Share classified correctly."""
+    n: int
+    """Examples."""
+    n_correct: int
+    """Examples classified correctly."""
+    interval: tuple[float, float]
+    """Wilson's 95 % interval."""
+    evaluation: str
+    """Key of the evaluate stage."""
+
+
+class CellReply(Reply):
+    """A cell of a matrix."""
+
+    accuracy: float | None
+    """Share classified correctly over all seeds; null where nothing was counted, with `reason`."""
+    n: int
+    """Examples, over all seeds."""
+    n_correct: int
+    """Examples classified correctly, over all seeds."""
+    interval: tuple[float, float] | None
+    """95 %: Wilson's for one seed, Student's t over the seeds' accuracies for several."""
+    spread: float | None
+    """Largest minus smallest accuracy over the seeds; null for one seed."""
+    seeds: list[SeedReply]
+    """Per seed."""
+    whitebox: bool
+    """Whether the examples were crafted on the target itself."""
+    reason: str | None
+    """Why the cell is null, or what is missing from it."""
+
+
+class AxisReply(Reply):
+    """A row or a column."""
+
+    key: str
+    """Stable name for programs."""
+    label: str
+    """Name for people."""
+    recipe: str | None = None
+    """Key of the model without its seed."""
+    attack: dict[str, Any] | None = None
+    """The attack."""
+    self_accuracy: float | None = None
+    """Rows of the black-box matrix: the substitute's own accuracy on its examples, which shows how strong they are."""
+
+
+class ScopeReply(Reply):
+    """Results that may stand in one table."""
+
+    dataset: str
+    """Dataset."""
+    device: str
+    """Device class; classes are never mixed."""
+    images: int
+    """Test images behind each evaluation: the first that many of the test set."""
+    note: str = ""
+    """What to know about the images."""
+
+
+class MatrixReply(Reply):
+    """A table of accuracies."""
+
+    matrix: str
+    """whitebox or blackbox."""
+    scope: ScopeReply | None
+    """What the table is about; null where there is no evaluation."""
+    pairing: str | None
+    """Which substitutes a target meets."""
+    rows: list[AxisReply]
+    """Attacks, or substitutes."""
+    columns: list[AxisReply]
+    """Targets."""
+    cells: list[list[CellReply]]
+    """One list per row."""
+    others: list[ScopeReply]
+    """Other scopes that have results; narrow with dataset=, device=, limit= or job=."""
+    cautions: list[str] = []
+    """What to know before believing the table."""
+
+
+class HealthReply(Reply):
+    """Whether the service lives, or is ready."""
+
+    status: str
+    """ok, or what is missing."""
+    checks: dict[str, str] = {}
+    """Check -> ok or what is wrong."""

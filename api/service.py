@@ -1,0 +1,76 @@
+"""What routes share: settings, database, bells, artifact store; one per API process."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+
+from core.datasets import DATASETS
+from core.errors import SpecError
+from core.execution import Execution
+from core.jobs import EvaluateJob, Job
+from store import workers
+from store.artifacts import ArtifactStore, open_store
+from store.broker import Ringer, celery_app
+from store.database import Database
+from store.settings import Settings
+
+
+@dataclass(frozen=True)
+class Service:
+    """The process's connections."""
+
+    settings: Settings
+    database: Database
+    store: ArtifactStore
+    ringer: Ringer
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Service":
+        """Return a service on what the settings name."""
+        ringer = Ringer(celery_app(settings))
+        return cls(settings, Database(settings.sql_url), open_store(settings.artifacts), ringer)
+
+    def close(self) -> None:
+        """Send the last bells and close the database."""
+        self.ringer.close()
+        self.database.close()
+
+    @property
+    def alive_seconds(self) -> float:
+        """How long a silent worker counts as alive."""
+        return workers.ALIVE_HEARTBEATS * self.settings.heartbeat_seconds
+
+    def execution(self, session: Session, job: Job) -> Execution:
+        """Return how the job's stages are executed, resolved now and part of their keys."""
+        device = job.device if job.device != "auto" else self.settings.device
+        if device == "auto":
+            device = "cuda" if workers.has_live_cuda(session, self.alive_seconds) else "cpu"
+        threads = self.settings.cpu_threads if device == "cpu" else 1
+        return Execution(device=device, threads=threads)
+
+    def require_dataset(self, job: Job) -> None:
+        """Return where the job's dataset can be had.
+
+        Raises:
+            SpecError: its files are absent and may not be downloaded.
+        """
+        if isinstance(job, EvaluateJob):
+            return
+        name = getattr(job, "dataset", None)
+        dataset = DATASETS[str(name)]()
+        missing = dataset.missing(self.settings.data_dir)
+        if missing and not self.settings.data_download:
+            installed = [kind for kind, cls in DATASETS.items() if not cls().missing(self.settings.data_dir)]
+            raise SpecError(
+                f"the dataset {name} is not installed ({missing[0]} is missing): {dataset.remedy}",
+                ("dataset",), installed,
+            )  # fmt: skip
+
+
+def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]

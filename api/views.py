@@ -1,0 +1,135 @@
+"""From rows to replies."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from api.schemas import (
+    AxisReply,
+    CellReply,
+    CostReply,
+    JobSummary,
+    MatrixReply,
+    ProgressReply,
+    ScopeReply,
+    SeedReply,
+    StageReply,
+)
+from core.datasets import DATASETS
+from core.statistics import wilson
+from store import jobs, stages, waiting
+from store.models import Job, Stage, StageState
+from store.results import Axis, Cell, Matrix, Scope
+
+ASSUMED_RATE = {"cpu": 4e10, "cuda": 2e13}
+"""Floating-point operations per second of a device class before any stage has been measured on it."""
+Counts = dict[str, tuple[int, float, float]]
+
+
+def progress(counts: Counts, running: Sequence[Stage] = ()) -> ProgressReply:
+    """Return how far a job is, by floating-point operations."""
+    total = sum(flop for _, flop, _ in counts.values())
+    done = sum(flop for state, (_, flop, _) in counts.items() if state == StageState.SUCCEEDED)
+    for stage in running:
+        if stage.progress and stage.progress.get("total"):
+            done += stage.flop * stage.progress["done"] / stage.progress["total"]
+    number = sum(count for count, _, _ in counts.values())
+    ended = number and all(state not in ("blocked", "ready", "running") for state in counts)
+    return ProgressReply(
+        stages=number,
+        by_state={state: count for state, (count, _, _) in sorted(counts.items())},
+        fraction=1.0 if ended else round(done / total, 4) if total else 0.0,
+    )
+
+
+def summary(job: Job, counts: Counts, running: Sequence[Stage] = ()) -> JobSummary:
+    """Return a job as lists show it."""
+    return JobSummary(
+        id=job.id, kind=job.kind, name=job.name, suite=job.suite, tags=job.tags, state=job.state,
+        priority=job.priority, created_at=job.created_at, started_at=job.started_at, finished_at=job.finished_at,
+        progress=progress(counts, running),
+    )  # fmt: skip
+
+
+def cost(session: Session, device: str, every: Sequence[tuple[float, str, bool, float]]) -> CostReply:
+    """Return what stages cost, each given as (flop, state, reused, device seconds)."""
+    measured = stages.measured_rate(session, "gpu" if device == "cuda" else "cpu")
+    rate = measured or ASSUMED_RATE[device]
+    return CostReply(
+        estimated_seconds=sum(flop for flop, *_ in every) / rate,
+        remaining_seconds=sum(flop for flop, state, *_ in every if state != StageState.SUCCEEDED) / rate,
+        used_seconds=sum(seconds for *_, seconds in every),
+        reused_seconds=sum(seconds for _, _, reused, seconds in every if reused),
+        flop=sum(flop for flop, *_ in every),
+        rate=rate,
+        rate_measured=measured is not None,
+    )
+
+
+def stage(row: Stage, reused: bool, reasons: waiting.Reasons) -> StageReply:
+    """Return a stage as its job shows it."""
+    return StageReply(
+        key=row.key, kind=row.kind, title=row.title, state=row.state, waits_for=reasons.of(row),
+        progress=row.progress if row.state == StageState.RUNNING else None, reused=reused,
+        device_seconds=row.device_seconds,
+    )  # fmt: skip
+
+
+def scope(found: Scope) -> ScopeReply:
+    """Return a scope with what is to be known of its dataset."""
+    dataset = DATASETS.get(found.dataset)
+    return ScopeReply(
+        dataset=found.dataset, device=found.device, images=found.image_limit, note=dataset.note if dataset else ""
+    )
+
+
+def cell(found: Cell | None) -> CellReply:
+    """Return a cell; one that nobody asked for is null with its reason."""
+    found = found or Cell()
+    shares = found.shares
+    seeds = [
+        SeedReply(
+            seed=count.target_seed, substitute_seed=count.substitute_seed, accuracy=count.n_correct / count.n,
+            n=count.n, n_correct=count.n_correct, interval=wilson(count.n_correct, count.n),
+            evaluation=count.evaluation,
+        )
+        for count in found.counts
+    ]  # fmt: skip
+    return CellReply(
+        accuracy=found.accuracy, n=found.n, n_correct=found.n_correct, interval=found.interval,
+        spread=max(shares) - min(shares) if len(shares) > 1 else None, seeds=seeds, whitebox=found.whitebox,
+        reason=found.reason,
+    )  # fmt: skip
+
+
+def matrix(name: str, found: Matrix, strength: dict[str, Cell], cautions: list[str]) -> MatrixReply:
+    """Return a matrix with every cell of its rows and columns."""
+    return MatrixReply(
+        matrix=name,
+        scope=scope(found.scope) if found.scope else None,
+        pairing=found.pairing,
+        rows=[_axis(row, strength) for row in found.rows],
+        columns=[_axis(column, {}) for column in found.columns],
+        cells=[[cell(found.cells.get((row.key, column.key))) for column in found.columns] for row in found.rows],
+        others=[scope(other) for other in found.others],
+        cautions=cautions,
+    )
+
+
+def _axis(axis: Axis, strength: dict[str, Cell]) -> AxisReply:
+    own = strength.get(axis.key)
+    return AxisReply(
+        key=axis.key, label=axis.label, recipe=axis.recipe, attack=axis.attack,
+        self_accuracy=own.accuracy if own else None,
+    )  # fmt: skip
+
+
+def job_rows(session: Session, job_id: int) -> list[tuple[float, str, bool, float]]:
+    """Return a job's stages as `cost` takes them."""
+    return [(row.flop, row.state, reused, row.device_seconds) for row, reused in jobs.stages_of(session, job_id)]
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON-ready data."""
+    return value.model_dump(mode="json")

@@ -1,0 +1,99 @@
+"""A thin client: one method per thing the API can do."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+class ApiRefused(Exception):
+    """The service answered with an error; the message says which field and what would be right."""
+
+    def __init__(self, status: int, body: dict[str, Any]):
+        self.status = status
+        self.fields: list[dict[str, Any]] = body.get("error", {}).get("fields", [])
+        super().__init__(f"{status}: {body.get('error', {}).get('message', body)}")
+
+
+class Client:
+    """Talks to one service; the URL defaults to GAUNTLET_URL, then to this machine."""
+
+    def __init__(self, url: str | None = None, timeout: float = 30.0):
+        self.url = (url or os.environ.get("GAUNTLET_URL") or DEFAULT_URL).rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
+
+    def post_job(self, spec: dict[str, Any], *, dry_run: bool = False, key: str | None = None) -> dict[str, Any]:
+        """Return the job made from `spec`, or with `dry_run` its plan."""
+        headers = {"Idempotency-Key": key} if key else {}
+        return self._json("POST", "/jobs", json=spec, params={"dry_run": 1} if dry_run else {}, headers=headers)
+
+    def job(self, job_id: int) -> dict[str, Any]:
+        """Return a job."""
+        return self._json("GET", f"/jobs/{job_id}")
+
+    def jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield jobs, newest first."""
+        cursor = None
+        while True:
+            page = self._json("GET", "/jobs", params={**filters, **({"cursor": cursor} if cursor else {})})
+            yield from page["jobs"]
+            cursor = page["cursor"]
+            if cursor is None:
+                return
+
+    def cancel(self, job_id: int) -> dict[str, Any]:
+        """Return the job after asking it to stop."""
+        return self._json("POST", f"/jobs/{job_id}/cancel")
+
+    def watch(self, job_id: int, every: float = 1.0) -> Iterator[dict[str, Any]]:
+        """Yield the job again and again until it has ended; the last one yielded is its end.
+
+        A service that does not answer for a moment is waited for.
+        """
+        while True:
+            try:
+                job = self.job(job_id)
+            except httpx.TransportError:
+                time.sleep(every)
+                continue
+            yield job
+            if job["state"] in ENDED:
+                return
+            time.sleep(every)
+
+    def matrix(self, name: str, **filters: Any) -> dict[str, Any]:
+        """Return the white-box or black-box matrix."""
+        return self._json("GET", f"/results/{name}-matrix", params=filters)
+
+    def matrix_as(self, name: str, form: str, **filters: Any) -> str:
+        """Return the matrix as csv, markdown or latex text."""
+        return self._send("GET", f"/results/{name}-matrix", params={**filters, "format": form}).text
+
+    def get(self, path: str, **params: Any) -> Any:
+        """Return the JSON at `path`."""
+        return self._json("GET", path, params=params)
+
+    def ready(self) -> bool:
+        """Return whether the service answers and is ready."""
+        try:
+            return self._http.get("/readyz").is_success
+        except httpx.TransportError:
+            return False
+
+    def _json(self, method: str, path: str, **more: Any) -> Any:
+        return self._send(method, path, **more).json()
+
+    def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
+        response = self._http.request(method, path, **more)
+        if response.is_error:
+            try:
+                body = response.json()
+            except ValueError:
+                body = {"error": {"message": response.text[:500]}}
+            raise ApiRefused(response.status_code, body)
+        return response

@@ -1,0 +1,178 @@
+"""The `gauntlet` command."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from client import tables
+from client.api import ApiRefused, Client
+
+PLAIN_SECONDS = 5.0
+"""How often progress is printed where the output is no terminal."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return the exit status of `gauntlet ARGUMENTS`."""
+    options = _parser().parse_args(argv)
+    try:
+        return options.run(options)
+    except ApiRefused as refusal:
+        print(f"gauntlet: {refusal}", file=sys.stderr)
+        for field in refusal.fields:
+            if field.get("allowed"):
+                print(f"  {field['path']}: allowed: {', '.join(field['allowed'])}", file=sys.stderr)
+        return 1
+    except httpx.TransportError as error:
+        print(f"gauntlet: no service at {options.url or 'GAUNTLET_URL'}: {error}; start one with `make serve`",
+              file=sys.stderr)  # fmt: skip
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gauntlet", description="Benchmarks of adversarial defenses.")
+    parser.add_argument("--url", help="the service (default: GAUNTLET_URL, else http://127.0.0.1:8000)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    submit = commands.add_parser("submit", help="post a job: a file (YAML or JSON, - for stdin) or --suite NAME")
+    submit.add_argument("file", nargs="?", help="the job")
+    submit.add_argument("--suite", help="a named suite")
+    submit.add_argument("--dry-run", action="store_true", help="say what it would take, store nothing")
+    submit.add_argument("--wait", action="store_true", help="show progress until it has ended; exit 0 on success")
+    submit.add_argument("--matrices", action="store_true", help="with --wait: print both matrices at the end")
+    submit.set_defaults(run=_submit)
+
+    watch = commands.add_parser("watch", help="show a job's progress until it has ended")
+    watch.add_argument("job", type=int)
+    watch.set_defaults(run=_watch_job)
+
+    jobs = commands.add_parser("jobs", help="list jobs, newest first")
+    jobs.add_argument("--limit", type=int, default=20)
+    jobs.set_defaults(run=_jobs)
+
+    cancel = commands.add_parser("cancel", help="stop a job")
+    cancel.add_argument("job", type=int)
+    cancel.set_defaults(run=_cancel)
+
+    matrix = commands.add_parser("matrix", help="print a matrix")
+    matrix.add_argument("name", choices=["whitebox", "blackbox"])
+    matrix.add_argument("--job", type=int)
+    matrix.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"], default="table")
+    matrix.set_defaults(run=_matrix)
+
+    data = commands.add_parser("data", help="download a dataset into DATA_DIR")
+    data.add_argument("name")
+    data.add_argument("--data-dir", default="data", help="the folder (default: data)")
+    data.set_defaults(run=_data)
+    return parser
+
+
+def _submit(options: argparse.Namespace) -> int:
+    client = Client(options.url)
+    answer = client.post_job(_spec(options), dry_run=options.dry_run)
+    if options.dry_run:
+        print(json.dumps(answer, indent=2))
+        return 0
+    print(f"job {answer['id']}: {answer['progress']['stages']} stages, {client.url}/jobs/{answer['id']}")
+    if not options.wait:
+        return 0
+    status = _watch(client, answer["id"])
+    if options.matrices:
+        for name in ("whitebox", "blackbox"):
+            print()
+            _print_table(client.matrix(name, job=answer["id"]))
+    return status
+
+
+def _spec(options: argparse.Namespace) -> dict[str, Any]:
+    if (options.file is None) == (options.suite is None):
+        raise SystemExit("gauntlet submit: give a file or --suite NAME")
+    if options.suite:
+        return {"suite": options.suite}
+    text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
+    return yaml.safe_load(text)
+
+
+def _watch(client: Client, job_id: int) -> int:
+    live = sys.stdout.isatty()
+    shown, last = "", 0.0
+    job: dict[str, Any] = {}
+    for job in client.watch(job_id):
+        line = tables.progress_line(job)
+        if live:
+            print(f"\r\033[K{line}", end="", flush=True)
+        elif line != shown and time.monotonic() - last > PLAIN_SECONDS:
+            print(line, flush=True)
+            shown, last = line, time.monotonic()
+    print(f"\r\033[K{tables.progress_line(job)}" if live else tables.progress_line(job))
+    for stage in job["stages"]:
+        if stage["state"] == "failed":
+            print(f"failed: {stage['title']}: {stage['waits_for']}", file=sys.stderr)
+    return 0 if job["state"] == "succeeded" else 1
+
+
+def _watch_job(options: argparse.Namespace) -> int:
+    return _watch(Client(options.url), options.job)
+
+
+def _jobs(options: argparse.Namespace) -> int:
+    for _, job in zip(range(options.limit), Client(options.url).jobs(), strict=False):
+        print(f"{job['id']:6}  {job['state']:10} {100 * job['progress']['fraction']:5.1f} %  {job['name']}")
+    return 0
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    print(Client(options.url).cancel(options.job)["state"])
+    return 0
+
+
+def _matrix(options: argparse.Namespace) -> int:
+    client = Client(options.url)
+    filters = {"job": options.job} if options.job else {}
+    if options.format in ("table", "json"):
+        found = client.matrix(options.name, **filters)
+        if options.format == "json":
+            print(json.dumps(found, indent=2))
+        else:
+            _print_table(found)
+    else:
+        print(client.matrix_as(options.name, options.format, **filters), end="")
+    return 0
+
+
+def _print_table(matrix: dict[str, Any]) -> None:
+    print(tables.caption(matrix))
+    if matrix["scope"] is None:
+        return
+    print(tables.table(matrix))
+    if any(cell["whitebox"] for cells in matrix["cells"] for cell in cells) and matrix["matrix"] == "blackbox":
+        print("* white-box: the substitute is the target")
+    for line in [*tables.reasons(matrix), *matrix["cautions"]]:
+        print(line)
+
+
+def _data(options: argparse.Namespace) -> int:
+    from core.datasets import DATASETS
+    from core.errors import DatasetMissing
+
+    if options.name not in DATASETS:
+        print(f"gauntlet: no dataset {options.name!r}; there are {', '.join(DATASETS)}", file=sys.stderr)
+        return 1
+    try:
+        DATASETS[options.name]().load(Path(options.data_dir), download=True)
+    except DatasetMissing as error:
+        print(f"gauntlet: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.name} is in {options.data_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

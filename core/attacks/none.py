@@ -1,0 +1,34 @@
+"""Attack kind `none`: the clean images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from core.attacks.base import Attack, Oracle
+from core.passes import Passes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NoAttack(Attack):
+    """No attack: clean accuracy is robust accuracy under this kind."""
+
+    kind: Literal["none"] = "none"
+    """What is asked for."""
+
+    def run(self, images: Tensor, oracle: Oracle) -> Tensor:
+        """Return the images as they are."""
+        return images.clone()
+
+    def passes(self) -> Passes:
+        """Return nothing."""
+        return Passes()
+
+    def radius(self) -> float:
+        """Return 0."""
+        return 0.0
+
+    def label(self) -> str:
+        """Return "clean"."""
+        return "clean"

@@ -1,0 +1,55 @@
+"""How an execution plan is put into effect: threads, number format, memory layout, exactness."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from core.execution import Execution
+
+
+@contextmanager
+def configured(execution: Execution) -> Generator[None]:
+    """Set threads and repeatable, full-precision kernels as the plan says; what was set before is restored."""
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    torch.set_num_threads(execution.threads)
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[1:]
+
+
+def number_format(execution: Execution) -> torch.dtype:
+    """Return the plan's floating-point type."""
+    import torch
+
+    return torch.float64 if execution.precision == "float64" else torch.float32
+
+
+def placed(module: nn.Module, execution: Execution) -> nn.Module:
+    """Return the module, moved in place to the plan's device, number format and layout."""
+    moved: Any = module.to(execution.device, number_format(execution))
+    return moved.to(memory_format=_layout(execution))
+
+
+def unit_images(images: Tensor, execution: Execution) -> Tensor:
+    """Return images on the plan's device as floats in [0, 1]; whole numbers are pixel values of 0 to 255."""
+    floats = images.to(execution.device).to(number_format(execution), memory_format=_layout(execution))
+    return floats if images.is_floating_point() else floats.div_(255)
+
+
+def _layout(execution: Execution) -> torch.memory_format:
+    import torch
+
+    return torch.channels_last if execution.layout == "channels_last" else torch.contiguous_format

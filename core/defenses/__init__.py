@@ -1,0 +1,14 @@
+"""Defenses: one file per kind."""
+
+from typing import TYPE_CHECKING
+
+from core.defenses.base import Defense
+from core.kinds import discover, union_of
+
+DEFENSES = discover("core.defenses", Defense, "gauntlet.defenses")
+if TYPE_CHECKING:
+    AnyDefense = Defense
+else:
+    AnyDefense = union_of(DEFENSES)
+
+__all__ = ["DEFENSES", "AnyDefense", "Defense"]

@@ -1,0 +1,24 @@
+"""Defense kind `natural`: clean examples only."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from core.defenses.base import Batch, Defense, Gradients
+from core.passes import Passes
+
+
+class Natural(Defense):
+    """Ordinary training: no defense."""
+
+    kind: Literal["natural"] = "natural"
+    """What is asked for."""
+
+    def gradients(self, batch: Batch) -> Gradients:
+        """Return the gradients of mean J(x)."""
+        loss = batch.losses(batch.model(batch.images)).mean()
+        return Gradients(batch.descent(loss), {"loss": loss.detach()})
+
+    def passes(self) -> Passes:
+        """Return one full pass."""
+        return Passes(forward=1, full_backward=1)

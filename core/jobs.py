@@ -1,0 +1,262 @@
+"""What a user may ask for: job specs of three kinds, and suites, which are job specs with a name in a YAML file.
+
+benchmark   train the defenses and their substitutes, attack each, show each substitute's examples to every target
+train       train the defenses, nothing else
+evaluate    attack models that exist, named by key or by spec
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
+
+from core.attacks import AnyAttack
+from core.datasets import DATASETS
+from core.defenses import AnyDefense
+from core.fields import Count, Seed, Share
+from core.kinds import Spec
+from core.networks import AnyNetwork
+
+MAX_MODELS = 200
+MAX_SEEDS = 100
+MAX_ATTACKS = 200
+
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+Tags = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]*$")]], Field(max_length=20)
+]
+
+
+def _known_dataset(name: str) -> str:
+    if name not in DATASETS:
+        raise ValueError(f"unknown dataset {name!r}; allowed: {', '.join(sorted(DATASETS))}")
+    return name
+
+
+DatasetName = Annotated[
+    str, AfterValidator(_known_dataset), Field(json_schema_extra={"enum": list[JsonValue](sorted(DATASETS))})
+]
+
+
+def _distinct(values: list[Any]) -> list[Any]:
+    seen: list[Any] = []
+    for value in values:
+        if value in seen:
+            raise ValueError(f"holds {value} twice")
+        seen.append(value)
+    return values
+
+
+Seeds = Annotated[list[Seed], Field(min_length=1, max_length=MAX_SEEDS), AfterValidator(_distinct)]
+
+
+class TrainingRequest(Spec):
+    """The schedule as a user writes it; what is left out comes from the dataset's paper protocol."""
+
+    iterations: Count | None = None
+    """Optimiser steps. Give this or `epochs`."""
+    epochs: Count | None = None
+    """Passes over the training set. Give this or `iterations`."""
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=65536)] | None = None
+    """Examples per step."""
+    optimiser: Literal["adam", "sgd"] | None = None
+    """Update rule."""
+    lr: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum of sgd."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    """L2 penalty."""
+    label_smoothing: Annotated[Share, Field(lt=1)] | None = None
+    """Training targets of every defense that does not set its own: 1 - this on the true class, this over the rest."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> "TrainingRequest":
+        if self.iterations is not None and self.epochs is not None:
+            raise ValueError("give iterations or epochs, not both")
+        return self
+
+    def over(self, other: "TrainingRequest") -> "TrainingRequest":
+        """Return this request with its gaps filled from `other`; a length given here hides both of `other`'s."""
+        mine = self.model_dump(exclude_none=True)
+        theirs = other.model_dump(exclude_none=True)
+        if "iterations" in mine or "epochs" in mine:
+            theirs.pop("iterations", None)
+            theirs.pop("epochs", None)
+        return TrainingRequest(**{**theirs, **mine})
+
+
+class NamedDefense(Spec):
+    """A defense with a label of its own and, where it needs them, its own schedule and network."""
+
+    defense: AnyDefense
+    """The defense."""
+    name: Text = ""
+    """Label in tables; empty: made from the kind and what differs from its defaults."""
+    training: TrainingRequest = TrainingRequest()
+    """Overrides of the job's schedule for this defense."""
+
+
+def _form_of_defense(value: Any) -> str:
+    named = isinstance(value, NamedDefense) or (isinstance(value, dict) and "defense" in value)
+    return "named" if named else "bare"
+
+
+def _named(value: Any) -> NamedDefense:
+    return value if isinstance(value, NamedDefense) else NamedDefense(defense=value)
+
+
+def _form_of_substitute(value: Any) -> str:
+    return "name" if isinstance(value, str) else _form_of_defense(value)
+
+
+def _named_or_text(value: Any) -> Any:
+    return value if isinstance(value, str) else _named(value)
+
+
+if TYPE_CHECKING:
+    DefenseEntry = NamedDefense
+    SubstituteEntry = NamedDefense | str
+else:
+    DefenseEntry = Annotated[
+        Annotated[NamedDefense, Tag("named")] | Annotated[AnyDefense, Tag("bare")],
+        Discriminator(_form_of_defense),
+        AfterValidator(_named),
+    ]
+    """A defense spec, or {"defense": spec, "name": label, "training": overrides}."""
+    SubstituteEntry = Annotated[
+        Annotated[Text, Tag("name")] | Annotated[NamedDefense, Tag("named")] | Annotated[AnyDefense, Tag("bare")],
+        Discriminator(_form_of_substitute),
+        AfterValidator(_named_or_text),
+    ]
+    """The name of one of the job's defenses, or a defense entry of its own."""
+
+Attacks = Annotated[list[AnyAttack], Field(min_length=1, max_length=MAX_ATTACKS)]
+
+
+class Job(Spec):
+    """What every job may say."""
+
+    name: Text = ""
+    """A name for people."""
+    tags: Tags = Field(default_factory=list[str])
+    """Words to find the job by."""
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
+    """Higher runs first; a shared stage takes the highest of its jobs."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device class; auto takes cuda where a live worker has it."""
+
+
+class TrainingJob(Job):
+    """What jobs that train have in common."""
+
+    defense: AnyDefense | None = None
+    """One defense. Give this or `defenses`."""
+    defenses: Annotated[list[DefenseEntry], Field(min_length=1, max_length=MAX_MODELS)] | None = None
+    """Several defenses. Give this or `defense`."""
+    dataset: DatasetName = "mnist"
+    """What to train and test on."""
+    network: AnyNetwork | None = None
+    """The architecture; left out, the paper's for the dataset."""
+    training: TrainingRequest = TrainingRequest()
+    """The schedule; left out, the paper's for the dataset."""
+    seeds: Seeds = Field(default_factory=lambda: [0])
+    """One model per defense and seed."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "TrainingJob":
+        if (self.defense is None) == (self.defenses is None):
+            raise ValueError('give exactly one of "defense" and "defenses"')
+        return self
+
+    def entries(self) -> list[NamedDefense]:
+        """Return the defenses, whichever way they were given."""
+        return self.defenses or [NamedDefense(defense=self.defense)]  # pyright: ignore[reportArgumentType]
+
+
+class TrainJob(TrainingJob):
+    """Train defenses, nothing else."""
+
+    kind: Literal["train"] = "train"
+    """What is asked for."""
+
+
+class BenchmarkJob(TrainingJob):
+    """Train defenses and substitutes, attack each target, and transfer each substitute's examples to every target."""
+
+    kind: Literal["benchmark"] = "benchmark"
+    """What is asked for."""
+    attacks: Attacks | None = None
+    """White-box attacks on every target; left out, the dataset's default panel."""
+    substitutes: Annotated[list[SubstituteEntry], Field(max_length=MAX_MODELS)] | None = None
+    """Models the attacker owns; left out: natural, FGSM and IFGSM training. An empty list: no transfer."""
+    substitute_seeds: Seeds | None = None
+    """Seeds of the substitutes; left out, the job's where `substitutes` is given, else the attacker's own."""
+    transfer: Attacks | None = None
+    """Attacks crafted on the substitutes; left out, IFGSM with the largest k of the panel."""
+    pairing: Literal["same", "independent"] | None = None
+    """same: a target meets the substitutes of its own seed, as in the paper. independent: those of all other seeds."""
+    limit: Count | None = None
+    """Only the first `limit` test images; left out, all."""
+
+
+class ModelByKey(Spec):
+    """A trained model, by the key of its train stage."""
+
+    key: Key
+    """Key of a train stage that has succeeded (GET /models)."""
+    name: Text = ""
+    """Label in tables."""
+
+
+class ModelBySpec(Spec):
+    """A trained model, by what it was trained as."""
+
+    defense: AnyDefense
+    """The defense."""
+    dataset: DatasetName = "mnist"
+    """What it was trained on."""
+    network: AnyNetwork | None = None
+    """The architecture; left out, the paper's for the dataset."""
+    training: TrainingRequest = TrainingRequest()
+    """The schedule; left out, the paper's for the dataset."""
+    seed: Seed = 0
+    """The seed it was trained with."""
+    name: Text = ""
+    """Label in tables."""
+
+
+def _form_of_model(value: Any) -> str:
+    keyed = isinstance(value, ModelByKey) or (isinstance(value, dict) and "key" in value)
+    return "by_key" if keyed else "by_spec"
+
+
+ModelEntry = Annotated[
+    Annotated[ModelByKey, Tag("by_key")] | Annotated[ModelBySpec, Tag("by_spec")], Discriminator(_form_of_model)
+]
+
+
+class EvaluateJob(Job):
+    """Attack models that exist."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    """What is asked for."""
+    targets: Annotated[list[ModelEntry], Field(min_length=1, max_length=MAX_MODELS)]
+    """The models under attack; all of one dataset."""
+    substitutes: Annotated[list[ModelEntry], Field(max_length=MAX_MODELS)] = Field(default_factory=list[ModelEntry])
+    """The models the attacker owns; empty: white-box only."""
+    attacks: Attacks | None = None
+    """White-box attacks on every target; left out, the dataset's default panel."""
+    transfer: Attacks | None = None
+    """Attacks crafted on the substitutes; left out, IFGSM with the largest k of the panel."""
+    limit: Count | None = None
+    """Only the first `limit` test images; left out, all."""
+
+
+def _default_kind(value: Any) -> Any:
+    return {"kind": "benchmark", **value} if isinstance(value, dict) and "kind" not in value else value
+
+
+AnyJob = Annotated[
+    Annotated[BenchmarkJob | TrainJob | EvaluateJob, Field(discriminator="kind")], BeforeValidator(_default_kind)
+]

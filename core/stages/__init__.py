@@ -1,0 +1,14 @@
+"""Stage kinds: train, craft, evaluate. The folder is the registry."""
+
+from typing import TYPE_CHECKING
+
+from core.kinds import discover, union_of
+from core.stages.base import Context, Outcome, Stage
+
+STAGES = discover("core.stages", Stage, "gauntlet.stages")
+if TYPE_CHECKING:
+    AnyStage = Stage
+else:
+    AnyStage = union_of(STAGES)
+
+__all__ = ["STAGES", "AnyStage", "Context", "Outcome", "Stage"]

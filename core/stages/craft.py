@@ -1,0 +1,54 @@
+"""Stage kind `craft`: one attack against one substitute, over the test set."""
+
+from typing import Literal
+
+from core.attacks import AnyAttack
+from core.fields import Count
+from core.stages.base import Context, Outcome, Stage
+from core.stages.train import WEIGHTS, Train
+
+EXAMPLES = "examples"
+
+
+class Craft(Stage):
+    """Make adversarial examples on `substitute`; white-box means that the target is the substitute."""
+
+    kind: Literal["craft"] = "craft"
+    substitute: str
+    """Key of the train stage of the model the attacker owns."""
+    attack: AnyAttack
+    """The attack, with everything that changes its numbers."""
+    limit: Count | None = None
+    """Only the first `limit` test images; null is the whole test set."""
+
+    def parents(self) -> tuple[str, ...]:
+        """Return the substitute's key."""
+        return (self.substitute,)
+
+    def run(self, context: Context) -> Outcome:
+        """Return float32 adversarial images, stored without loss."""
+        import torch
+        from safetensors.torch import save
+
+        from core.evaluation import craft
+        from core.training import load_model, weights_from_bytes
+
+        substitute = context.parent(self.substitute)
+        model_spec = substitute.spec
+        if not isinstance(model_spec, Train):
+            raise TypeError(f"{self.substitute} is no train stage")
+        weights = weights_from_bytes(context.artifact(substitute.artifacts[WEIGHTS]))
+        model = load_model(model_spec.network, weights, self.execution)
+        data = context.dataset(model_spec.dataset)
+        images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]
+        adversarial = craft(
+            self.attack, model, images, labels, self.execution,
+            smoothing=model_spec.defense.label_smoothing, monitor=context.monitor,
+        )  # fmt: skip
+        distance = (adversarial - images.to(torch.float32) / 255).abs().amax().item()
+        payload = {
+            "n": len(labels),
+            "max_distance": distance,
+            "passes_per_example": self.attack.passes()._asdict(),
+        }
+        return Outcome(payload, {EXAMPLES: ("application/x-safetensors", save({EXAMPLES: adversarial}))})

@@ -1,0 +1,79 @@
+"""Stage kind `train`: one defense trained once."""
+
+import json
+from typing import Any, Literal
+
+from core.canonical import digest
+from core.datasets import DATASETS
+from core.defenses import AnyDefense
+from core.errors import ArtifactCorrupt, SpecError
+from core.fields import Seed
+from core.networks import AnyNetwork
+from core.stages.base import Context, Outcome, Stage
+from core.training import Training
+
+WEIGHTS = "weights"
+CURVE = "curve"
+
+
+class Train(Stage):
+    """Train `defense` on `dataset`; the result is the weights and the loss curve."""
+
+    kind: Literal["train"] = "train"
+    defense: AnyDefense
+    """The recipe against adversarial examples."""
+    network: AnyNetwork
+    """The architecture."""
+    training: Training
+    """The schedule."""
+    dataset: str
+    """Name of the dataset."""
+    dataset_sha256: str
+    """sha256 over the dataset's published checksums."""
+    seed: Seed = 0
+    """Initialisation and data order derive from it and from the recipe."""
+
+    @property
+    def recipe(self) -> str:
+        """The key without the seed: what a row or a column of a matrix is."""
+        return digest({name: value for name, value in self.canonical().items() if name != "seed"})
+
+    @property
+    def flop(self) -> float:
+        """Floating-point operations of the whole training, by the defense's own count of passes."""
+        examples = self.training.iterations * self.training.batch_size
+        return self.defense.passes().units * self.network.flop * examples
+
+    def run(self, context: Context) -> Outcome:
+        """Return weights and curve, from the newest sound checkpoint where there is one."""
+        from core.training import train, weights_to_bytes
+
+        if DATASETS[self.dataset]().sha256 != self.dataset_sha256:
+            raise SpecError(f"dataset {self.dataset} is pinned to other files than when this job was planned")
+        data = context.dataset(self.dataset)
+
+        def attempt(resume: bytes | None) -> Any:
+            return train(
+                self.defense, self.network, self.training, self.execution, recipe=self.recipe, seed=self.seed,
+                images=data.train_images, labels=data.train_labels, resume=resume, monitor=context.monitor,
+            )  # fmt: skip
+
+        trained = _from_newest(context, attempt)
+        last = trained.curve[-1] if trained.curve else {}
+        payload = {
+            "iterations": self.training.iterations,
+            "last_losses": last,
+            "passes_per_example": self.defense.passes()._asdict(),
+        }
+        curve = json.dumps(trained.curve).encode()
+        weights = weights_to_bytes(trained.weights)
+        return Outcome(payload, {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)})
+
+
+def _from_newest(context: Context, attempt: Any) -> Any:
+    for checkpoint in context.checkpoints():
+        try:
+            return attempt(checkpoint)
+        except ArtifactCorrupt as torn:
+            context.log(f"checkpoint unusable, falling back to the one before: {torn}")
+    return attempt(None)

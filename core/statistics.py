@@ -1,0 +1,121 @@
+"""Intervals and tests for shares of correct answers, exact and without scipy."""
+
+from collections.abc import Sequence
+from math import cos, fsum, isfinite, pi, sin, sqrt, tan
+from statistics import NormalDist, fmean, stdev
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of the share successes / n, without continuity correction.
+
+    Wilson 1927: the shares p with |successes / n - p| <= z * sqrt(p (1 - p) / n).
+
+    Raises:
+        ValueError: n is below 1, successes is not in 0..n, or confidence is not inside (0, 1).
+    """
+    _check_confidence(confidence)
+    if n < 1:
+        raise ValueError(f"a share needs n of at least 1, got {n}")
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must lie in 0..{n}, got {successes}")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Return Student's t interval of the mean of `values`, one per seed; None for one value, which shows no spread.
+
+    Raises:
+        ValueError: there are no values, one is NaN or infinite, or confidence is not inside (0, 1).
+    """
+    _check_confidence(confidence)
+    if not values:
+        raise ValueError("a mean needs at least one value")
+    if not all(isfinite(value) for value in values):
+        raise ValueError("a mean needs finite values")
+    n = len(values)
+    if n == 1:
+        return None
+    half = t_quantile(n - 1, confidence) * stdev(values) / sqrt(n)
+    return fmean(values) - half, fmean(values) + half
+
+
+def t_quantile(degrees: int, confidence: float) -> float:
+    """Return the t with P(|T| <= t) = confidence for Student's T of a whole number of degrees of freedom.
+
+    Bisects the closed form of Abramowitz and Stegun 26.7.3 and 26.7.4 in the angle atan(t / sqrt(degrees)).
+
+    Raises:
+        ValueError: degrees is below 1, or confidence is not inside (0, 1).
+    """
+    _check_confidence(confidence)
+    if degrees < 1:
+        raise ValueError(f"Student's t needs at least one degree of freedom, got {degrees}")
+    low, high = 0.0, pi / 2
+    while low < (middle := (low + high) / 2) < high:
+        if _t_probability(middle, degrees) < confidence:
+            low = middle
+        else:
+            high = middle
+    return sqrt(degrees) * tan(high)
+
+
+def _t_probability(angle: float, degrees: int) -> float:
+    """Return P(|T| <= sqrt(degrees) * tan(angle))."""
+    odd = degrees % 2
+    term = cos(angle) if odd else 1.0
+    terms: list[float] = []
+    for k in range(1 + odd, degrees, 2):
+        terms.append(term)
+        term *= cos(angle) ** 2 * k / (k + 1)
+    series = sin(angle) * fsum(terms)
+    return (angle + series) * 2 / pi if odd else series
+
+
+def mcnemar_exact(b: int, c: int) -> float:
+    """Return the two-sided exact p-value that two models err equally often, from the discordant pairs alone.
+
+    `b` examples only the first model gets right, `c` only the second: twice the smaller binomial tail at 1/2, at
+    most 1 (McNemar 1947; the exact test of statsmodels and R). Whole numbers to the last division, so no rounding.
+
+    Raises:
+        ValueError: b or c is negative.
+    """
+    if b < 0 or c < 0:
+        raise ValueError(f"numbers of discordant pairs cannot be negative, got {b} and {c}")
+    n, ways, tail = b + c, 1, 0
+    for k in range(min(b, c) + 1):
+        tail += ways
+        ways = ways * (n - k) // (k + 1)
+    return min(1.0, 2 * tail / 2**n)
+
+
+def worst_case(*correct: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
+    """Return per example whether the model was right under every attack; its mean is the worst-case accuracy.
+
+    Raises:
+        ValueError: there is no attack, the arrays differ in length, or they are not of booleans.
+    """
+    import numpy as np
+
+    if not correct:
+        raise ValueError("a worst case needs at least one attack")
+    if any(bits.dtype != np.bool_ or bits.ndim != 1 for bits in correct):
+        raise ValueError("correctness must be one boolean per example")
+    sizes = sorted({len(bits) for bits in correct})
+    if len(sizes) > 1:
+        raise ValueError(f"the attacks were evaluated on different numbers of examples: {sizes}")
+    return np.logical_and.reduce(correct)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must lie inside (0, 1), got {confidence}")

@@ -1,0 +1,32 @@
+"""Named suites: YAML files in core/suites/ with the schema of a job."""
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from core.errors import SpecError
+
+
+@cache
+def suites() -> dict[str, dict[str, Any]]:
+    """Return suite name -> its file's content, with `description` among the fields."""
+    folder = resources.files("core.suites")
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".yaml")), key=lambda entry: entry.name)
+    return {file.name.removesuffix(".yaml"): yaml.safe_load(file.read_text()) for file in files}
+
+
+def expand_suite(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the job spec of ``{"suite": NAME, ...}``: the suite's fields, overridden by the others given.
+
+    Raises:
+        SpecError: no suite has that name.
+    """
+    name = request["suite"]
+    if not isinstance(name, str) or name not in suites():
+        allowed = sorted(suites())
+        raise SpecError(f"there is no suite {name!r}; allowed: {', '.join(allowed)}", ("suite",), allowed)
+    spec = {key: value for key, value in suites()[name].items() if key != "description"}
+    overrides = {key: value for key, value in request.items() if key != "suite"}
+    return {"name": name, **spec, **overrides}

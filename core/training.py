@@ -1,0 +1,323 @@
+"""Training: one loop for every defense, repeatable to the last bit, resumable from any checkpoint.
+
+The training set stays on the device as whole pixel values; batches are gathered and scaled there. On one device class
+the weights are a pure function of the arguments: initialisation, data order and noise are derived from (recipe, seed)
+and the number of the iteration, never from a generator's state.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from core.canonical import derive_seed
+from core.compute import configured, number_format, placed, unit_images
+from core.defenses.base import Batch
+from core.errors import ArtifactCorrupt, Diverged, Interrupted
+from core.fields import Count
+from core.kinds import Spec
+from core.losses import soft_targets
+from core.monitor import Monitor, Unwatched
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from torch import Tensor, nn
+
+    from core.defenses.base import Defense
+    from core.execution import Execution
+    from core.networks.base import Network
+
+CURVE_POINTS = 200
+"""Losses are read from the device about this often in a training: reading waits for the device."""
+
+_UNWATCHED = Unwatched()
+
+
+class Training(Spec):
+    """The schedule: how long, in what batches, by which update rule."""
+
+    iterations: Count
+    """Optimiser steps."""
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=65536)] = 256
+    """Examples per step."""
+    optimiser: Literal["adam", "sgd"] = "adam"
+    """Update rule; the paper says Adam for SVHN and nothing for MNIST."""
+    lr: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    """Learning rate."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum of sgd; adam has none."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """L2 penalty added to the gradient, per unit of weight."""
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self) -> Training:
+        if self.optimiser == "adam" and self.momentum != type(self).model_fields["momentum"].default:
+            raise ValueError("momentum only means something where optimiser is sgd")
+        return self
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training leaves: weights on the CPU, and the losses of about `CURVE_POINTS` iterations."""
+
+    weights: dict[str, Tensor]
+    curve: list[dict[str, float]]
+
+
+def train(
+    defense: Defense,
+    network: Network,
+    training: Training,
+    execution: Execution,
+    *,
+    recipe: str,
+    seed: int,
+    images: Tensor,
+    labels: Tensor,
+    resume: bytes | None = None,
+    monitor: Monitor = _UNWATCHED,
+) -> Trained:
+    """Return the network trained by `defense` on `images` (whole numbers, [N, C, H, W]) and `labels` ([N]).
+
+    `recipe` names everything but the seed; `resume` is a checkpoint of the same training, and the result is that of
+    the undisturbed run, bit for bit.
+
+    Raises:
+        Diverged: a loss or a weight is NaN or infinite.
+        ArtifactCorrupt: `resume` is damaged or belongs to another training.
+        Interrupted: the monitor said so; where the reason is "drain" a checkpoint has been saved.
+    """
+    with configured(execution):
+        run = _Run(
+            defense=defense,
+            network=network,
+            training=training,
+            execution=execution,
+            recipe=recipe,
+            seed=seed,
+            images=images,
+            labels=labels,
+            monitor=monitor,
+        )
+        if resume is not None:
+            run.restore(resume)
+        return run.to_the_end()
+
+
+def load_model(network: Network, weights: Mapping[str, Tensor], execution: Execution) -> nn.Module:
+    """Return the network with `weights`, ready to be evaluated or attacked as `execution` says.
+
+    Raises:
+        ArtifactCorrupt: the weights are not this network's.
+    """
+    model = network.blank()
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ArtifactCorrupt(f"the weights do not fit the network {network.kind}: {error}") from error
+    return placed(model, execution).requires_grad_(False)
+
+
+def weights_to_bytes(weights: Mapping[str, Tensor]) -> bytes:
+    """Return the safetensors file of `weights`; equal weights give equal bytes."""
+    from safetensors.torch import save
+
+    return save({name: weight.detach().cpu().contiguous() for name, weight in weights.items()})
+
+
+def weights_from_bytes(data: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    Raises:
+        ArtifactCorrupt: it is none.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ArtifactCorrupt(f"not a safetensors file: {error}") from error
+
+
+@dataclass
+class Order:
+    """The data order: shuffled epochs, one after the other without a gap; a batch may straddle two.
+
+    Every epoch is a permutation of its own, derived from (recipe, seed, epoch), so the order is a pure function of
+    the iteration and every image is shown equally often.
+    """
+
+    recipe: str
+    seed: int
+    examples: int
+    batch_size: int
+    device: str
+    _epochs: dict[int, Tensor] = field(default_factory=dict[int, "Tensor"])
+
+    def __call__(self, iteration: int) -> Tensor:
+        """Return the positions of the images of `iteration`."""
+        import torch
+
+        position, end = iteration * self.batch_size, (iteration + 1) * self.batch_size
+        pieces: list[Tensor] = []
+        while position < end:
+            epoch, begin = divmod(position, self.examples)
+            piece = self._epoch(epoch)[begin : begin + end - position]
+            pieces.append(piece)
+            position += len(piece)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _epoch(self, epoch: int) -> Tensor:
+        import torch
+
+        if epoch not in self._epochs:
+            generator = torch.Generator().manual_seed(derive_seed(self.recipe, self.seed, "order", epoch))
+            self._epochs = {epoch: torch.randperm(self.examples, generator=generator).to(self.device)}
+        return self._epochs[epoch]
+
+
+class _Run:
+    """A training under way: everything that changes from one iteration to the next."""
+
+    def __init__(
+        self,
+        *,
+        defense: Defense,
+        network: Network,
+        training: Training,
+        execution: Execution,
+        recipe: str,
+        seed: int,
+        images: Tensor,
+        labels: Tensor,
+        monitor: Monitor,
+    ):
+        self.defense, self.training, self.execution, self.monitor = defense, training, execution, monitor
+        self.identity = {"recipe": recipe, "seed": seed}
+        self.images, self.labels = images.to(execution.device), labels.to(execution.device)
+        self.targets = soft_targets(self.labels, network.classes, defense.label_smoothing, number_format(execution))
+        self.order = Order(recipe, seed, len(images), training.batch_size, execution.device)
+        self.noise_seed = derive_seed(recipe, seed, "noise")
+        self.model = placed(network.build(derive_seed(recipe, seed, "init")), execution).train()
+        self.params = list(self.model.parameters())
+        self.optimiser = _optimiser(training, self.params)
+        self.curve: list[dict[str, float]] = []
+        self.iteration = 0
+        """Number of finished iterations."""
+
+    def to_the_end(self) -> Trained:
+        try:
+            while self.iteration < self.training.iterations:
+                self.monitor.check()
+                losses = self._step()
+                self._record(losses)
+                if self.monitor.wants_checkpoint():
+                    self.monitor.save_checkpoint(self.checkpoint())
+        except Interrupted as interruption:
+            if interruption.reason == "drain":
+                self.monitor.save_checkpoint(self.checkpoint())
+            raise
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.model.state_dict().items()}
+        for name, weight in weights.items():
+            if not bool(weight.isfinite().all()):
+                raise Diverged(f"training diverged: the weight {name} is not finite after the last iteration")
+        return Trained(weights, self.curve)
+
+    def _step(self) -> dict[str, Tensor]:
+        indices = self.order(self.iteration)
+        batch = Batch(
+            model=self.model,
+            params=self.params,
+            images=unit_images(self.images[indices], self.execution),
+            labels=self.labels[indices],
+            targets=self.targets[indices],
+            indices=indices,
+            iteration=self.iteration,
+            seed=self.noise_seed,
+            monitor=self.monitor,
+        )
+        gradients = self.defense.gradients(batch)
+        for weight, gradient in zip(self.params, gradients.weights, strict=True):
+            weight.grad = gradient
+        self.optimiser.step()
+        self.iteration += 1
+        return gradients.losses
+
+    def _record(self, losses: dict[str, Tensor]) -> None:
+        total = self.training.iterations
+        if self.iteration % max(1, total // CURVE_POINTS) != 0 and self.iteration != total:
+            return
+        figures = {name: loss.item() for name, loss in losses.items()}
+        for name, value in figures.items():
+            if not isfinite(value):
+                raise Diverged(
+                    f"training diverged: the {name} loss is {value} at iteration {self.iteration} of {total}; "
+                    f"a learning rate below {self.training.lr} may help"
+                )
+        self.curve.append({"iteration": self.iteration, **figures})
+        self.monitor.progress(self.iteration, total, **figures)
+
+    def checkpoint(self) -> bytes:
+        """Return everything that `restore` needs, as a safetensors file."""
+        from safetensors.torch import save
+
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for number, weight in enumerate(self.params):
+            tensors |= {f"optimiser.{number}.{key}": value for key, value in self.optimiser.state[weight].items()}
+        state = json.dumps({**self.identity, "iteration": self.iteration, "curve": self.curve})
+        return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"state": state})
+
+    def restore(self, data: bytes) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ArtifactCorrupt: it is damaged or belongs to another training.
+        """
+        tensors, state = weights_from_bytes(data), _state(data)
+        if {key: state.get(key) for key in self.identity} != self.identity:
+            raise ArtifactCorrupt("the checkpoint belongs to another training")
+        try:
+            prefix = "model."
+            own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            self.model.load_state_dict(own)
+            for name, value in tensors.items():
+                if not name.startswith(prefix):
+                    _, number, key = name.split(".")
+                    weight = self.params[int(number)]
+                    self.optimiser.state[weight][key] = _like(weight, value)
+            self.iteration, self.curve = int(state["iteration"]), list(state["curve"])
+        except (RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
+            raise ArtifactCorrupt(f"the checkpoint does not fit this training: {error}") from error
+
+
+def _state(data: bytes) -> dict[str, Any]:
+    """Return what a checkpoint's header says; the tensors have been read, so the header is whole."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["state"])
+    except (ValueError, KeyError) as error:
+        raise ArtifactCorrupt(f"the checkpoint's header is damaged: {error}") from error
+
+
+def _like(weight: Tensor, value: Tensor) -> Tensor:
+    """Return optimiser state in the weight's layout, on its device; a step counter stays what it is."""
+    import torch
+
+    return value if value.ndim == 0 else torch.empty_like(weight).copy_(value)
+
+
+def _optimiser(training: Training, params: Sequence[Tensor]) -> torch.optim.Optimizer:
+    import torch
+
+    if training.optimiser == "adam":
+        return torch.optim.Adam(params, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+    return torch.optim.SGD(
+        params, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay, fused=True
+    )

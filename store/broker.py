@@ -1,0 +1,105 @@
+"""Celery's app, and the bells that carry stage ids. A bell is a hint: losing, doubling or reordering any is harmless.
+
+Early ack, no result backend, no ETA, no canvas: what has to be done and who does it stands in SQL alone.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from celery import Celery
+
+from store.settings import Settings
+from store.stages import Bell
+
+log = logging.getLogger(__name__)
+
+TASK = "gauntlet.work"
+QUEUES = ("gpu", "cpu")
+MAX_BELLS = 32
+"""Bells rung for one event; the keeper rings the rest as hands become free."""
+STALE_BELL_SECONDS = 600
+
+
+def celery_app(settings: Settings) -> Celery:
+    """Return the Celery app on Redis where REDIS_URL is set, else on folders in STATE_DIR."""
+    app = Celery("gauntlet")
+    app.conf.update(
+        result_backend=None,
+        task_ignore_result=True,
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=False,
+        task_default_queue="cpu",
+        task_publish_retry=False,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        **(_redis(settings.redis_url) if settings.redis_url else _folders(settings)),
+    )
+    return app
+
+
+def _redis(url: str) -> dict[str, Any]:
+    options = {
+        "socket_timeout": 5,
+        "socket_connect_timeout": 2,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_step": 0.2,
+    }
+    return {"broker_url": url, "broker_transport_options": options, "worker_disable_prefetch": True}
+
+
+def _folders(settings: Settings) -> dict[str, Any]:
+    messages = settings.state_dir / "broker" / "messages"
+    control = settings.state_dir / "broker" / "control"
+    for folder in (messages, control):
+        folder.mkdir(parents=True, exist_ok=True)
+    options = {
+        "data_folder_in": str(messages),
+        "data_folder_out": str(messages),
+        "control_folder": str(control),
+        "polling_interval": 0.1,
+    }
+    return {"broker_url": "filesystem://", "broker_transport_options": options}
+
+
+class Ringer:
+    """Sends bells from a thread of its own, so that no request and no stage ever waits for the broker."""
+
+    def __init__(self, app: Celery):
+        self._app = app
+        self._bells: queue.Queue[Bell | None] = queue.Queue(maxsize=10_000)
+        self._thread = threading.Thread(target=self._send_all, name="ringer", daemon=True)
+        self._thread.start()
+
+    def ring(self, bells: Iterable[Bell]) -> None:
+        """Take bells to send and return at once; those beyond what is useful now are the keeper's."""
+        for bell in list(bells)[:MAX_BELLS]:
+            try:
+                self._bells.put_nowait(bell)
+            except queue.Full:
+                return
+
+    def close(self, timeout: float = 3.0) -> None:
+        """Send what is waiting, as far as `timeout` seconds allow."""
+        self._bells.put(None)
+        self._thread.join(timeout)
+
+    def _send_all(self) -> None:
+        while (bell := self._bells.get()) is not None:
+            try:
+                self._app.send_task(
+                    TASK, args=[bell.stage_id], queue=bell.queue, expires=STALE_BELL_SECONDS, retry=False
+                )
+            except Exception as error:
+                log.warning("bell for stage %s not sent, the keeper will: %s", bell.stage_id, error)

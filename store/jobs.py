@@ -1,0 +1,398 @@
+"""Jobs in SQL: submit, cancel, look up, list."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from core.canonical import digest
+from core.plan import Model, Plan, PlannedStage
+from core.stages import Stage as StageSpec
+from core.stages.train import Train
+from store import events
+from store.database import db_now
+from store.models import (
+    JOB_ENDED,
+    LIVE,
+    Evaluation,
+    IdempotencyKey,
+    Job,
+    JobModel,
+    JobStage,
+    JobState,
+    Stage,
+    StageParent,
+    StageState,
+)
+from store.stages import Bell, roll_up, unfinished_parents, wanted_by_live_job
+
+CHUNK = 400
+"""Rows per statement: below SQLite's and PostgreSQL's limits on bound parameters."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a request asks to be stored."""
+
+    kind: str
+    spec: dict[str, Any]
+    name: str
+    suite: str | None
+    tags: list[str]
+    priority: int
+
+
+def submit(session: Session, wanted: Submission, plan: Plan) -> tuple[int, list[Bell]]:
+    """Return the id of a new job that shares every stage already known, and the bells of its ready stages."""
+    ordered = sorted(plan.stages.values(), key=lambda stage: (stage.depth, stage.key))
+    _insert_missing(session, ordered, plan.device, wanted.priority)
+    ids = _lock(session, [stage.key for stage in ordered])
+    _insert_edges(session, ordered, ids)
+    job_id = session.scalar(
+        insert(Job)
+        .values(
+            kind=wanted.kind, name=wanted.name, suite=wanted.suite, tags=wanted.tags, spec=wanted.spec,
+            state=JobState.QUEUED, priority=wanted.priority, pairing=plan.pairing, created_at=db_now(),
+        )
+        .returning(Job.id)
+    )  # fmt: skip
+    assert job_id is not None  # noqa: S101 - INSERT ... RETURNING returns a row
+    _attach(session, job_id, ids, plan)
+    _revive(session, list(ids.values()), wanted.priority)
+    bells = _open(session, list(ids.values()))
+    events.append(session, job_id, "job.queued", {"stages": len(ids)})
+    roll_up(session, job_id)
+    return job_id, bells
+
+
+def _chunks(rows: Sequence[Any]) -> list[Sequence[Any]]:
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+
+
+def _insert_ignore(session: Session, table: Any, rows: Sequence[dict[str, Any]]) -> None:
+    build = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    for chunk in _chunks(rows):
+        session.execute(build(table).on_conflict_do_nothing(), chunk)
+
+
+def _insert_missing(session: Session, ordered: Sequence[PlannedStage], device: str, priority: int) -> None:
+    """Insert the stages nobody has asked for yet, in one order for everyone: (depth, key)."""
+    now = session.scalar(select(db_now()))
+    rows = [_stage_row(stage, device, priority, now or 0.0) for stage in ordered]
+    _insert_ignore(session, Stage, rows)
+
+
+def _stage_row(stage: PlannedStage, device: str, priority: int, now: float) -> dict[str, Any]:
+    train = stage.spec if isinstance(stage.spec, Train) else None
+    return {
+        "key": stage.key,
+        "kind": stage.spec.kind,
+        "title": stage.title[:300],
+        "spec": stage.spec.model_dump(mode="json"),
+        "recipe": train and train.recipe,
+        "seed": train and train.seed,
+        "dataset": stage.dataset,
+        "queue": "gpu" if device == "cuda" else "cpu",
+        "state": StageState.BLOCKED,
+        "priority": priority,
+        "flop": stage.flop,
+        "created_at": now,
+    }
+
+
+def _lock(session: Session, keys: Sequence[str]) -> dict[str, int]:
+    """Return key -> id of the stages, locked in id order, so that none completes unseen while we attach."""
+    rows: list[Any] = []
+    for chunk in _chunks(keys):
+        rows += session.execute(select(Stage.id, Stage.key).where(Stage.key.in_(chunk))).all()
+    ids = sorted(row.id for row in rows)
+    for chunk in _chunks(ids):
+        session.execute(select(Stage.id).where(Stage.id.in_(chunk)).order_by(Stage.id).with_for_update())
+    return {row.key: row.id for row in rows}
+
+
+def _insert_edges(session: Session, ordered: Sequence[PlannedStage], ids: dict[str, int]) -> None:
+    edges = [
+        {"stage_id": ids[stage.key], "parent_id": ids[parent]} for stage in ordered for parent in stage.spec.parents()
+    ]
+    _insert_ignore(session, StageParent, edges)
+
+
+def _attach(session: Session, job_id: int, ids: dict[str, int], plan: Plan) -> None:
+    states: dict[int, str] = {}
+    for chunk in _chunks(list(ids.values())):
+        states.update(
+            {row.id: row.state for row in session.execute(select(Stage.id, Stage.state).where(Stage.id.in_(chunk)))}
+        )
+    wants = [
+        {
+            "job_id": job_id,
+            "stage_id": ids[stage.key],
+            "position": position,
+            "reused": states[ids[stage.key]] == StageState.SUCCEEDED,
+        }
+        for position, stage in enumerate(plan.ordered)
+    ]
+    for chunk in _chunks(wants):
+        session.execute(insert(JobStage), chunk)
+    models = _model_rows(job_id, "target", plan.targets, ids) + _model_rows(job_id, "substitute", plan.substitutes, ids)
+    _insert_ignore(session, JobModel, models)
+    _insert_ignore(session, Evaluation, _evaluation_rows(plan, ids))
+
+
+def _model_rows(job_id: int, role: str, models: Sequence[Model], ids: dict[str, int]) -> list[dict[str, Any]]:
+    return [
+        {
+            "job_id": job_id, "stage_id": ids[model.key], "role": role, "recipe": model.train.recipe,
+            "label": model.label[:200], "position": position,
+        }
+        for position, model in enumerate(models)
+    ]  # fmt: skip
+
+
+def _evaluation_rows(plan: Plan, ids: dict[str, int]) -> list[dict[str, Any]]:
+    trains = {model.key: model.train for model in [*plan.targets, *plan.substitutes]}
+    recipes = {key: train.recipe for key, train in trains.items()}
+    rows: list[dict[str, Any]] = []
+    for stage in plan.stages.values():
+        seen = stage.evaluation
+        if seen is None:
+            continue
+        substitute = trains[seen.substitute] if seen.substitute else None
+        rows.append(
+            {
+                "stage_id": ids[stage.key],
+                "target_id": ids[seen.target],
+                "target_recipe": recipes[seen.target],
+                "target_seed": trains[seen.target].seed,
+                "substitute_id": ids[seen.substitute] if seen.substitute else None,
+                "substitute_recipe": recipes[seen.substitute] if seen.substitute else None,
+                "substitute_seed": substitute and substitute.seed,
+                "whitebox": seen.whitebox,
+                "attack_id": seen.attack.identity(),
+                "attack": seen.attack.model_dump(mode="json"),
+                "attack_label": seen.attack.label(),
+                "dataset": plan.dataset,
+                "device": plan.device,
+                "image_limit": stage.images,
+            }
+        )
+    return rows
+
+
+def _revive(session: Session, ids: Sequence[int], priority: int) -> None:
+    """Give failed and cancelled stages a new life, lift a cancellation under way, and raise priorities."""
+    for chunk in _chunks(ids):
+        session.execute(
+            update(Stage)
+            .where(Stage.id.in_(chunk), Stage.state.in_([StageState.FAILED, StageState.CANCELLED]))
+            .values(
+                state=StageState.BLOCKED, generation=Stage.generation + 1, failures=0, losses=0, not_before=0.0,
+                error=None, finished_at=None, announced_at=0.0,
+            )
+        )  # fmt: skip
+        session.execute(update(Stage).where(Stage.id.in_(chunk)).values(cancel_requested=False))
+        lower = (Stage.id.in_(chunk), Stage.state.in_(LIVE), Stage.priority < priority)
+        session.execute(update(Stage).where(*lower).values(priority=priority))
+
+
+def _open(session: Session, ids: Sequence[int]) -> list[Bell]:
+    """Make ready the stages whose parents have all succeeded; return the bells of everything ready."""
+    bells: list[Bell] = []
+    for chunk in _chunks(ids):
+        session.execute(
+            update(Stage)
+            .where(Stage.id.in_(chunk), Stage.state == StageState.BLOCKED, ~unfinished_parents())
+            .values(state=StageState.READY)
+            .execution_options(synchronize_session=False)
+        )
+        ready = select(Stage.id, Stage.queue).where(Stage.id.in_(chunk), Stage.state == StageState.READY)
+        bells += [Bell(row.id, row.queue) for row in session.execute(ready)]
+    return bells
+
+
+def cancel(session: Session, job_id: int) -> JobState | None:
+    """Return the job's state after asking it to stop; None where there is no such job.
+
+    Stages that another live job wants go on; those that nobody else wants are cancelled now, or, where a worker
+    runs them, as soon as it has stopped.
+    """
+    mine = select(JobStage.stage_id).where(JobStage.job_id == job_id)
+    locked = session.scalars(
+        select(Stage.id).where(Stage.id.in_(mine), Stage.state.in_(LIVE)).order_by(Stage.id).with_for_update()
+    ).all()
+    state = session.scalar(select(Job.state).where(Job.id == job_id).with_for_update())
+    if state is None or state in JOB_ENDED:
+        return state and JobState(state)
+    session.execute(update(Job).where(Job.id == job_id).values(cancel_requested=True, state=JobState.CANCELLING))
+    events.append(session, job_id, "job.cancelling", {})
+    for chunk in _chunks(locked):
+        unwanted = (Stage.id.in_(chunk), ~wanted_by_live_job(job_id))
+        session.execute(
+            update(Stage)
+            .where(*unwanted, Stage.state.in_([StageState.BLOCKED, StageState.READY]))
+            .values(state=StageState.CANCELLED, finished_at=db_now())
+            .execution_options(synchronize_session=False)
+        )
+        session.execute(
+            update(Stage)
+            .where(*unwanted, Stage.state == StageState.RUNNING)
+            .values(cancel_requested=True)
+            .execution_options(synchronize_session=False)
+        )
+    roll_up(session, job_id)
+    return JobState(session.scalar(select(Job.state).where(Job.id == job_id)) or JobState.CANCELLING)
+
+
+def by_id(session: Session, job_id: int) -> Job | None:
+    """Return a job."""
+    return session.get(Job, job_id)
+
+
+def stages_of(session: Session, job_id: int) -> list[tuple[Stage, bool]]:
+    """Return a job's stages, with whether each was reused, in the order they were planned."""
+    query = (
+        select(Stage, JobStage.reused)
+        .join(JobStage, JobStage.stage_id == Stage.id)
+        .where(JobStage.job_id == job_id)
+        .order_by(JobStage.position)
+    )
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def unfinished_parent_titles(session: Session, job_id: int) -> dict[int, list[str]]:
+    """Return blocked stage id -> titles of the parents it waits for, over one job."""
+    child = select(JobStage.stage_id).where(JobStage.job_id == job_id)
+    query = (
+        select(StageParent.stage_id, Stage.title, Stage.state)
+        .join(Stage, Stage.id == StageParent.parent_id)
+        .where(StageParent.stage_id.in_(child), Stage.state != StageState.SUCCEEDED)
+        .order_by(Stage.id)
+    )
+    waiting: dict[int, list[str]] = {}
+    for row in session.execute(query):
+        waiting.setdefault(row.stage_id, []).append(f"{row.title} ({row.state})")
+    return waiting
+
+
+@dataclass(frozen=True)
+class Page:
+    """Jobs, newest first, and the cursor of the next page (None at the end)."""
+
+    jobs: list[Job]
+    cursor: int | None
+
+
+def newest(
+    session: Session, *, before: int | None = None, limit: int = 50, state: str | None = None, name: str | None = None,
+    tag: str | None = None, suite: str | None = None,
+) -> Page:  # fmt: skip
+    """Return one page of jobs that are not archived."""
+    query = select(Job).where(Job.archived.is_(False)).order_by(Job.id.desc()).limit(limit + 1)
+    for column, value in ((Job.state, state), (Job.name, name), (Job.suite, suite)):
+        query = query if value is None else query.where(column == value)
+    if before is not None:
+        query = query.where(Job.id < before)
+    if tag is not None:
+        query = query.where(_has_tag(session, tag))
+    jobs = list(session.scalars(query))
+    more = len(jobs) > limit
+    return Page(jobs[:limit], jobs[limit - 1].id if more else None)
+
+
+def _has_tag(session: Session, tag: str) -> Any:
+    if session.get_bind().dialect.name == "postgresql":
+        return Job.tags.op("?")(tag)
+    each = func.json_each(Job.tags).table_valued("value")
+    return select(each.c.value).where(each.c.value == tag).exists()
+
+
+def counts(session: Session, job_ids: Sequence[int]) -> dict[int, dict[str, tuple[int, float, float]]]:
+    """Return job id -> stage state -> (stages, floating-point operations, device seconds)."""
+    query = (
+        select(JobStage.job_id, Stage.state, func.count(), func.sum(Stage.flop), func.sum(Stage.device_seconds))
+        .join(Stage, Stage.id == JobStage.stage_id)
+        .where(JobStage.job_id.in_(list(job_ids)))
+        .group_by(JobStage.job_id, Stage.state)
+    )
+    found: dict[int, dict[str, tuple[int, float, float]]] = {job_id: {} for job_id in job_ids}
+    for job_id, state, number, flop, seconds in session.execute(query):
+        found[job_id][state] = (number, flop or 0.0, seconds or 0.0)
+    return found
+
+
+def states_of_keys(session: Session, keys: Sequence[str]) -> dict[str, str]:
+    """Return key -> state of the stages that are known."""
+    found: dict[str, str] = {}
+    for chunk in _chunks(keys):
+        found.update(
+            {r.key: r.state for r in session.execute(select(Stage.key, Stage.state).where(Stage.key.in_(chunk)))}
+        )
+    return found
+
+
+def remembered(session: Session, key: str) -> tuple[str, int] | None:
+    """Return the request hash and job of an Idempotency-Key, if it has been used."""
+    row = session.execute(
+        select(IdempotencyKey.request_sha256, IdempotencyKey.job_id).where(IdempotencyKey.key == key)
+    ).one_or_none()
+    return None if row is None else (row.request_sha256, row.job_id)
+
+
+def remember(session: Session, key: str, request_sha256: str, job_id: int) -> None:
+    """Tie an Idempotency-Key to the job it made, in the same transaction."""
+    session.execute(
+        insert(IdempotencyKey).values(key=key, request_sha256=request_sha256, job_id=job_id, created_at=db_now())
+    )
+
+
+class TrainedModels:
+    """The trained models of the database, as a plan asks for them."""
+
+    def __init__(self, session: Session):
+        self._session = session
+
+    def by_key(self, key: str) -> Train | None:
+        """Return the succeeded train stage of that key."""
+        return self._one(Stage.key == key)
+
+    def like(self, train: Train) -> Train | None:
+        """Return a succeeded train stage equal to `train`, apart from its execution."""
+        exact = self.by_key(train.identity())
+        if exact is not None:
+            return exact
+        wanted = _without_execution(train)
+        rows = self._session.scalars(
+            select(Stage.spec)
+            .where(
+                Stage.kind == "train", Stage.state == StageState.SUCCEEDED, Stage.dataset == train.dataset,
+                Stage.seed == train.seed,
+            )
+            .order_by(Stage.id.desc())
+        )  # fmt: skip
+        found = (Train.model_validate(spec) for spec in rows)
+        return next((model for model in found if _without_execution(model) == wanted), None)
+
+    def _one(self, *condition: Any) -> Train | None:
+        spec = self._session.scalar(
+            select(Stage.spec).where(Stage.kind == "train", Stage.state == StageState.SUCCEEDED, *condition)
+        )
+        return None if spec is None else Train.model_validate(spec)
+
+
+def _without_execution(stage: StageSpec) -> str:
+    return digest({name: value for name, value in stage.canonical().items() if name != "execution"})
+
+
+def models_of(session: Session, job_id: int) -> list[dict[str, Any]]:
+    """Return a job's models by role and position: key, recipe, label, role, seed."""
+    query = (
+        select(Stage.key, JobModel.recipe, JobModel.label, JobModel.role, Stage.seed)
+        .join(Stage, Stage.id == JobModel.stage_id)
+        .where(JobModel.job_id == job_id)
+        .order_by(JobModel.role.desc(), JobModel.position)
+    )
+    return [dict(row) for row in session.execute(query).mappings()]

@@ -1,0 +1,76 @@
+"""Settings, read from the environment and from a `.env` file in the working directory."""
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every setting of the service; the environment variable is the field's name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
+    )
+
+    host: str = "127.0.0.1"
+    """Address the API listens on."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port the API listens on. Left unset, `make serve` and `make demo` take the next free one."""
+    state_dir: Path = Path("var")
+    """Folder of the embedded database, the artifacts and the broker folders."""
+    data_dir: Path = Path("data")
+    """Folder of the datasets, in torchvision's layout."""
+    data_download: bool = False
+    """Whether workers may download a missing dataset. If not, a job that needs one is refused at POST."""
+    database_url: str = ""
+    """SQLAlchemy URL, e.g. postgresql+psycopg://user:password@host/name. Empty: SQLite in STATE_DIR."""
+    redis_url: str = ""
+    """Redis that carries Celery's messages. Empty: folders in STATE_DIR, no server needed."""
+    artifact_url: str = ""
+    """Where artifacts are stored, file:///folder. Empty: a folder in STATE_DIR."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device class of jobs that name none; auto is cuda where a live worker has one, else cpu."""
+    cpu_threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
+    """Threads of a CPU stage; part of its key. Unset: the cores at hand."""
+    worker_queues: str = ""
+    """Queues a worker serves, comma separated. Empty: gpu,cpu where CUDA is found, else cpu."""
+    heartbeat_seconds: float = Field(default=10.0, gt=0)
+    """How often a worker renews its lease and reports."""
+    lease_seconds: float = Field(default=60.0, gt=0)
+    """How long a lease lasts without renewal; an orphaned stage runs again after that."""
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """How often a training writes a checkpoint."""
+    keeper_seconds: float = Field(default=1.0, gt=0)
+    """How often the keeper looks for expired leases and unheard messages."""
+    max_failures: int = Field(default=3, ge=1)
+    """Attempts that may end in an unexpected error before a stage is failed."""
+    max_losses: int = Field(default=5, ge=1)
+    """Attempts that may be lost (killed worker, expired lease) before a stage is failed."""
+
+    @field_validator("state_dir", "data_dir")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return folder.expanduser().absolute()
+
+    @property
+    def sql_url(self) -> str:
+        """The database URL, with the embedded default filled in."""
+        if not self.database_url:
+            return f"sqlite:///{self.state_dir / 'gauntlet.db'}"
+        scheme, separator, rest = self.database_url.partition("://")
+        return "postgresql+psycopg" + separator + rest if scheme in ("postgres", "postgresql") else self.database_url
+
+    @property
+    def artifacts(self) -> str:
+        """The artifact URL, with the embedded default filled in."""
+        return self.artifact_url or (self.state_dir / "artifacts").as_uri()
+
+
+@cache
+def settings() -> Settings:
+    """Return the process's settings, read once."""
+    return Settings()

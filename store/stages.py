@@ -1,0 +1,540 @@
+"""The life of a stage in SQL: claim, renew, succeed, fail, release, reap.
+
+Every statement a worker causes names the fence it holds; with a stale fence it changes 0 rows. Locks are taken in
+one order everywhere: stages by id, then jobs by id. Children are locked in a statement of their own before anyone
+asks whether their parents are finished: under READ COMMITTED two parents finishing at once would else strand them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, aliased
+
+from store import events
+from store.database import db_now
+from store.models import (
+    ENDED,
+    JOB_ENDED,
+    LIVE,
+    Artifact,
+    Attempt,
+    Checkpoint,
+    Evaluation,
+    Job,
+    JobStage,
+    JobState,
+    Result,
+    Stage,
+    StageArtifact,
+    StageLog,
+    StageParent,
+    StageState,
+    Worker,
+)
+
+KEPT_CHECKPOINTS = 2
+BACKOFF_SECONDS = 2.0
+MAX_BACKOFF_SECONDS = 60.0
+
+
+class StaleFence(Exception):
+    """The stage has moved on since it was claimed; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to work on a stage, as long as its fence is the stage's."""
+
+    stage_id: int
+    fence: int
+    key: str
+    kind: str
+    title: str
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bell:
+    """A stage that became ready, for whoever rings the workers."""
+
+    stage_id: int
+    queue: str
+
+
+@dataclass(frozen=True)
+class StoredArtifact:
+    """An artifact that is already in the store, on its way into SQL."""
+
+    name: str
+    sha256: str
+    size: int
+    media_type: str
+
+
+def claim(session: Session, queues: Sequence[str], worker: str, lease_seconds: float) -> Claim | None:
+    """Return the best ready stage of the first queue that has one, now running under a new fence."""
+    for queue in queues:
+        best = (
+            select(Stage.id)
+            .where(Stage.queue == queue, Stage.state == StageState.READY, Stage.not_before <= db_now())
+            .order_by(Stage.priority.desc(), Stage.id)
+            .limit(1)
+            .with_for_update(skip_locked=True)
+        )
+        stage_id = session.scalar(best)
+        if stage_id is not None:
+            return _start(session, stage_id, worker, lease_seconds)
+    return None
+
+
+def _start(session: Session, stage_id: int, worker: str, lease_seconds: float) -> Claim:
+    stage = session.execute(
+        update(Stage)
+        .where(Stage.id == stage_id, Stage.state == StageState.READY)
+        .values(
+            state=StageState.RUNNING,
+            fence=Stage.fence + 1,
+            lease_owner=worker,
+            lease_expires=db_now() + lease_seconds,
+            started_at=func.coalesce(Stage.started_at, db_now()),
+            progress=None,
+        )
+        .returning(Stage.id, Stage.fence, Stage.key, Stage.kind, Stage.title, Stage.spec)
+    ).one()
+    session.execute(insert(Attempt).values(stage_id=stage.id, fence=stage.fence, worker=worker, started_at=db_now()))
+    jobs = events.tell_jobs(session, [stage_id], "stage.running", {"key": stage.key, "title": stage.title})
+    session.execute(
+        update(Job)
+        .where(Job.id.in_(jobs), Job.state == JobState.QUEUED)
+        .values(state=JobState.RUNNING, started_at=db_now())
+    )
+    return Claim(stage.id, stage.fence, stage.key, stage.kind, stage.title, stage.spec)
+
+
+def _held(stage_id: int, fence: int) -> Any:
+    return and_(Stage.id == stage_id, Stage.fence == fence, Stage.state == StageState.RUNNING)
+
+
+def renew(
+    session: Session, stage_id: int, fence: int, lease_seconds: float, progress: dict[str, Any] | None
+) -> bool | None:
+    """Return whether cancellation is asked for, after pushing the lease out; None where the claim is lost."""
+    values: dict[str, Any] = {"lease_expires": db_now() + lease_seconds}
+    if progress is not None:
+        values["progress"] = progress
+    return session.scalar(
+        update(Stage).where(_held(stage_id, fence)).values(**values).returning(Stage.cancel_requested)
+    )
+
+
+def write_log(session: Session, stage_id: int, fence: int, lines: Iterable[tuple[float, str]]) -> None:
+    """Append lines to the stage's log, unless the fence is stale."""
+    held = session.scalar(select(Stage.id).where(_held(stage_id, fence)))
+    rows = [{"stage_id": stage_id, "fence": fence, "at": at, "line": line} for at, line in lines]
+    if held is not None and rows:
+        session.execute(insert(StageLog), rows)
+
+
+def add_checkpoint(session: Session, stage_id: int, fence: int, stored: StoredArtifact) -> None:
+    """Record a checkpoint and forget all but the newest two.
+
+    Raises:
+        StaleFence: the claim is lost.
+    """
+    if session.scalar(select(Stage.id).where(_held(stage_id, fence)).with_for_update()) is None:
+        raise StaleFence
+    _record_artifact(session, stored)
+    newest = session.scalar(select(func.max(Checkpoint.number)).where(Checkpoint.stage_id == stage_id)) or 0
+    session.execute(
+        insert(Checkpoint).values(
+            stage_id=stage_id, number=newest + 1, fence=fence, sha256=stored.sha256, created_at=db_now()
+        )
+    )
+    session.execute(
+        delete(Checkpoint).where(Checkpoint.stage_id == stage_id, Checkpoint.number <= newest + 1 - KEPT_CHECKPOINTS)
+    )
+
+
+def checkpoints(session: Session, stage_id: int) -> list[str]:
+    """Return the sha256 of the stage's checkpoints, newest first."""
+    query = select(Checkpoint.sha256).where(Checkpoint.stage_id == stage_id).order_by(Checkpoint.number.desc())
+    return list(session.scalars(query))
+
+
+def succeed(
+    session: Session, stage_id: int, fence: int, payload: dict[str, Any], environment: dict[str, Any],
+    artifacts: Sequence[StoredArtifact],
+) -> list[Bell]:  # fmt: skip
+    """Publish a stage's result and return the children it made ready. Repeating a published success is harmless.
+
+    Raises:
+        StaleFence: the claim is lost; nothing was written.
+    """
+    stage = _end(session, stage_id, fence, StageState.SUCCEEDED, "succeeded", None)
+    if stage is None:
+        if session.scalar(select(Result.fence).where(Result.stage_id == stage_id)) == fence:
+            return []
+        raise StaleFence
+    session.execute(
+        insert(Result).values(
+            stage_id=stage_id, fence=fence, payload=payload, environment=environment, created_at=db_now()
+        )
+    )
+    for stored in artifacts:
+        _record_artifact(session, stored)
+        session.execute(insert(StageArtifact).values(stage_id=stage_id, name=stored.name, sha256=stored.sha256))
+    session.execute(delete(Checkpoint).where(Checkpoint.stage_id == stage_id))
+    if stage.kind == "evaluate":
+        session.execute(
+            update(Evaluation)
+            .where(Evaluation.stage_id == stage_id)
+            .values(n=payload["n"], n_correct=payload["n_correct"])
+        )
+    bells = _wake_children(session, stage_id)
+    _settle(session, [stage_id], "stage.succeeded", {"key": stage.key, "title": stage.title})
+    return bells
+
+
+def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, final: bool, max_failures: int) -> None:
+    """End an attempt that raised: back to ready after a backoff, or failed for good, with the cause.
+
+    Raises:
+        StaleFence: the claim is lost; nothing was written.
+    """
+    failures = session.scalar(select(Stage.failures).where(_held(stage_id, fence)).with_for_update())
+    if failures is None:
+        raise StaleFence
+    failures += 1
+    if not final and failures < max_failures:
+        stage = _end(session, stage_id, fence, StageState.READY, "failed", error, failures=failures)
+        delay = min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (failures - 1))
+        session.execute(update(Stage).where(Stage.id == stage_id).values(not_before=db_now() + delay))
+        data = {"key": stage and stage.key, "message": error.get("message"), "attempt": failures}
+        events.tell_jobs(session, [stage_id], "stage.retrying", data)
+        return
+    stage = _end(session, stage_id, fence, StageState.FAILED, "failed", error, failures=failures)
+    _end_descendants(session, stage_id, stage and stage.title, "stage.failed", error)
+
+
+def confirm_cancelled(session: Session, stage_id: int, fence: int) -> None:
+    """End an attempt that stopped because cancellation was asked for; a job that came meanwhile gets it back."""
+    wanted = session.scalar(select(Stage.cancel_requested).where(_held(stage_id, fence)).with_for_update())
+    if wanted is None:
+        return
+    if not wanted:
+        release(session, stage_id, fence)
+        return
+    stage = _end(session, stage_id, fence, StageState.CANCELLED, "cancelled", None)
+    _settle(session, [stage_id], "stage.cancelled", {"key": stage and stage.key, "title": stage and stage.title})
+
+
+def release(session: Session, stage_id: int, fence: int) -> list[Bell]:
+    """Give a stage back unharmed, as a worker does that was asked to stop; return its bell."""
+    stage = _end(session, stage_id, fence, StageState.READY, "released", None)
+    if stage is None:
+        return []
+    events.tell_jobs(session, [stage_id], "stage.released", {"key": stage.key, "title": stage.title})
+    return [Bell(stage_id, stage.queue)]
+
+
+def _end(
+    session: Session, stage_id: int, fence: int, state: StageState, outcome: str, error: dict[str, Any] | None,
+    **more: Any,
+) -> Any:  # fmt: skip
+    """Return the stage's row after moving it out of running under `fence`; None where the fence is stale."""
+    attempt = and_(Attempt.stage_id == stage_id, Attempt.fence == fence)
+    started = select(Attempt.started_at).where(attempt).scalar_subquery()
+    stage = session.execute(
+        update(Stage)
+        .where(_held(stage_id, fence))
+        .values(
+            state=state,
+            lease_owner=None,
+            lease_expires=None,
+            cancel_requested=False,
+            error=error,
+            device_seconds=Stage.device_seconds + db_now() - started,
+            finished_at=db_now() if state in ENDED else None,
+            **more,
+        )
+        .returning(Stage.key, Stage.kind, Stage.title, Stage.queue, Stage.losses)
+    ).one_or_none()
+    if stage is not None:
+        session.execute(update(Attempt).where(attempt).values(ended_at=db_now(), outcome=outcome, error=error))
+    return stage
+
+
+def _record_artifact(session: Session, stored: StoredArtifact) -> None:
+    """Insert the artifact's row unless it is there."""
+    build = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    row = {"sha256": stored.sha256, "size": stored.size, "media_type": stored.media_type, "created_at": db_now()}
+    session.execute(build(Artifact).values(**row).on_conflict_do_nothing())
+
+
+def unfinished_parents() -> Any:
+    """Return the SQL condition that a stage has a parent which has not succeeded."""
+    parent = aliased(Stage)
+    return exists(
+        select(literal(1))
+        .select_from(StageParent)
+        .join(parent, parent.id == StageParent.parent_id)
+        .where(StageParent.stage_id == Stage.id, parent.state != StageState.SUCCEEDED)
+    )
+
+
+def _wake_children(session: Session, stage_id: int) -> list[Bell]:
+    children = select(StageParent.stage_id).where(StageParent.parent_id == stage_id)
+    locked = session.scalars(
+        select(Stage.id)
+        .where(Stage.id.in_(children), Stage.state == StageState.BLOCKED)
+        .order_by(Stage.id)
+        .with_for_update()
+    ).all()
+    return wake(session, locked)
+
+
+def wake(session: Session, locked: Sequence[int]) -> list[Bell]:
+    """Make ready those of the locked, blocked stages whose parents have all succeeded; return their bells."""
+    if not locked:
+        return []
+    rows = session.execute(
+        update(Stage)
+        .where(Stage.id.in_(locked), Stage.state == StageState.BLOCKED, ~unfinished_parents())
+        .values(state=StageState.READY)
+        .returning(Stage.id, Stage.queue)
+        .execution_options(synchronize_session=False)
+    ).all()
+    return [Bell(row.id, row.queue) for row in rows]
+
+
+def _end_descendants(session: Session, stage_id: int, title: str | None, event: str, error: dict[str, Any]) -> None:
+    """Cancel everything that needed a stage which failed for good, and settle the jobs."""
+    tree = select(StageParent.stage_id).where(StageParent.parent_id == stage_id).cte(recursive=True)
+    tree = tree.union(select(StageParent.stage_id).join(tree, StageParent.parent_id == tree.c.stage_id))
+    below = session.scalars(
+        select(Stage.id)
+        .where(Stage.id.in_(select(tree.c.stage_id)), Stage.state.in_(LIVE))
+        .order_by(Stage.id)
+        .with_for_update()
+    ).all()
+    reason = {"cause": "parent", "message": f"it needs a stage that failed: {title}: {error.get('message')}"}
+    session.execute(
+        update(Stage).where(Stage.id.in_(below)).values(state=StageState.CANCELLED, error=reason, finished_at=db_now())
+    )
+    key = session.scalar(select(Stage.key).where(Stage.id == stage_id))
+    _settle(session, [stage_id, *below], event, {"key": key, "title": title, "message": error.get("message")})
+
+
+def _settle(session: Session, stage_ids: Sequence[int], event: str, data: dict[str, Any]) -> None:
+    for job_id in events.tell_jobs(session, stage_ids, event, data):
+        roll_up(session, job_id)
+
+
+def roll_up(session: Session, job_id: int) -> bool:
+    """Return whether the locked job ended: its state becomes what its stages say, and freezes there."""
+    job = session.execute(select(Job.cancel_requested, Job.state).where(Job.id == job_id).with_for_update()).one()
+    if job.state in JOB_ENDED:
+        return False
+    mine = select(Stage.state, Stage.cancel_requested, func.count()).join(JobStage, JobStage.stage_id == Stage.id)
+    rows = session.execute(mine.where(JobStage.job_id == job_id).group_by(Stage.state, Stage.cancel_requested)).all()
+    if job.cancel_requested:
+        waits = any(state == StageState.RUNNING and cancelling for state, cancelling, _ in rows)
+        ended = None if waits else JobState.CANCELLED
+    else:
+        ended = _job_end({state for state, _, _ in rows})
+    if ended is None:
+        return False
+    session.execute(update(Job).where(Job.id == job_id).values(state=ended, finished_at=db_now()))
+    events.append(session, job_id, f"job.{ended}", {})
+    return True
+
+
+def _job_end(states: set[str]) -> JobState | None:
+    if states & set(LIVE):
+        return None
+    if StageState.FAILED in states:
+        return JobState.FAILED
+    return JobState.CANCELLED if StageState.CANCELLED in states else JobState.SUCCEEDED
+
+
+def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
+    """Take back stages whose lease has expired; return the bells of those that may run again."""
+    expired = session.execute(
+        select(Stage.id, Stage.fence, Stage.cancel_requested, Stage.losses, Stage.lease_owner)
+        .where(Stage.state == StageState.RUNNING, Stage.lease_expires <= db_now())
+        .order_by(Stage.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    bells: list[Bell] = []
+    for row in expired:
+        bells += _take_back(session, row, max_losses)
+    return bells
+
+
+def _take_back(session: Session, row: Any, max_losses: int) -> list[Bell]:
+    """Return the bell of one orphan. The fence rises here too, so its old holder is inert from this commit on."""
+    losses = row.losses + 1
+    error = {
+        "cause": "lost",
+        "message": f"worker {row.lease_owner} stopped renewing its lease (loss {losses} of {max_losses})",
+    }
+    if row.cancel_requested:
+        state, outcome = StageState.CANCELLED, "lost"
+    else:
+        state, outcome = (StageState.FAILED if losses >= max_losses else StageState.READY), "lost"
+    stage = _end(session, row.id, row.fence, state, outcome, error, losses=losses)
+    session.execute(update(Stage).where(Stage.id == row.id).values(fence=Stage.fence + 1))
+    if state == StageState.READY:
+        delay = min(MAX_BACKOFF_SECONDS, 2.0 ** (losses - 1) - 1)
+        session.execute(update(Stage).where(Stage.id == row.id).values(not_before=db_now() + delay))
+        events.tell_jobs(session, [row.id], "stage.lost", {"key": stage.key, "message": error["message"]})
+        return [Bell(row.id, stage.queue)]
+    if state == StageState.FAILED:
+        _end_descendants(session, row.id, stage.title, "stage.failed", error)
+    else:
+        _settle(session, [row.id], "stage.cancelled", {"key": stage.key, "title": stage.title})
+    return []
+
+
+def repair(session: Session, limit: int = 200) -> tuple[list[Bell], int]:
+    """Return what should have been woken or rolled up and was not, now mended: bells, and a count that should be 0."""
+    stranded = session.scalars(
+        select(Stage.id)
+        .where(Stage.state == StageState.BLOCKED, ~unfinished_parents())
+        .order_by(Stage.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    bells = wake(session, stranded)
+    live = exists(
+        select(literal(1))
+        .select_from(JobStage)
+        .join(Stage, Stage.id == JobStage.stage_id)
+        .where(JobStage.job_id == Job.id, Stage.state.in_(LIVE))
+    )
+    finished = session.scalars(
+        select(Job.id)
+        .where(Job.state.not_in(JOB_ENDED), ~live)
+        .order_by(Job.id)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    ).all()
+    return bells, len(bells) + sum(roll_up(session, job_id) for job_id in finished)
+
+
+def unheard(session: Session, alive_seconds: float, resend_seconds: float) -> list[Bell]:
+    """Return ready stages to ring again: as many per queue as it has idle workers, none rung a moment ago."""
+    idle = session.execute(
+        select(Worker.queues).where(
+            Worker.seen_at > db_now() - alive_seconds, Worker.stage_id.is_(None), Worker.draining.is_(False)
+        )
+    ).all()
+    bells: list[Bell] = []
+    for queue in sorted({queue for (queues,) in idle for queue in queues}):
+        hands = sum(queue in queues for (queues,) in idle)
+        ready = session.scalars(
+            select(Stage.id)
+            .where(
+                Stage.queue == queue,
+                Stage.state == StageState.READY,
+                Stage.not_before <= db_now(),
+                Stage.announced_at <= db_now() - resend_seconds,
+            )
+            .order_by(Stage.priority.desc(), Stage.id)
+            .limit(hands)
+        ).all()
+        bells += [Bell(stage_id, queue) for stage_id in ready]
+    session.execute(update(Stage).where(Stage.id.in_([bell.stage_id for bell in bells])).values(announced_at=db_now()))
+    return bells
+
+
+def by_key(session: Session, key: str) -> Stage | None:
+    """Return the stage of that key."""
+    return session.scalar(select(Stage).where(Stage.key == key))
+
+
+def result_of(session: Session, stage_id: int) -> tuple[dict[str, Any], dict[str, str]] | None:
+    """Return a succeeded stage's payload and artifacts (name -> sha256)."""
+    payload = session.scalar(select(Result.payload).where(Result.stage_id == stage_id))
+    if payload is None:
+        return None
+    rows = session.execute(
+        select(StageArtifact.name, StageArtifact.sha256).where(StageArtifact.stage_id == stage_id)
+    ).all()
+    return payload, {row.name: row.sha256 for row in rows}
+
+
+def wanted_by_live_job(other_than: int) -> Any:
+    """Return the SQL condition that a live job other than `other_than`, itself not cancelled, wants the stage."""
+    return exists(
+        select(literal(1))
+        .select_from(JobStage)
+        .join(Job, Job.id == JobStage.job_id)
+        .where(
+            JobStage.stage_id == Stage.id,
+            Job.id != other_than,
+            Job.state.not_in(JOB_ENDED),
+            or_(Job.cancel_requested.is_(False), Job.cancel_requested.is_(None)),
+        )
+    )
+
+
+def measured_rate(session: Session, queue: str) -> float | None:
+    """Return the floating-point operations per second of the queue's finished stages, None before there are any."""
+    flop, seconds = session.execute(
+        select(func.sum(Stage.flop), func.sum(Stage.device_seconds)).where(
+            Stage.queue == queue, Stage.state == StageState.SUCCEEDED, Stage.kind.in_(["train", "craft"])
+        )
+    ).one()
+    return flop / seconds if seconds else None
+
+
+@dataclass(frozen=True)
+class Details:
+    """Everything SQL knows of one stage."""
+
+    stage: Stage
+    parents: list[str]
+    attempts: list[Attempt]
+    result: Result | None
+    artifacts: dict[str, str]
+
+
+def details(session: Session, key: str) -> Details | None:
+    """Return a stage with its parents, attempts and result."""
+    stage = by_key(session, key)
+    if stage is None:
+        return None
+    parents = session.scalars(
+        select(Stage.key).join(StageParent, StageParent.parent_id == Stage.id).where(StageParent.stage_id == stage.id)
+    )
+    attempts = session.scalars(select(Attempt).where(Attempt.stage_id == stage.id).order_by(Attempt.fence))
+    found = result_of(session, stage.id)
+    return Details(stage, list(parents), list(attempts), session.get(Result, stage.id), found[1] if found else {})
+
+
+def log_of(session: Session, stage_id: int, after: int, limit: int) -> list[StageLog]:
+    """Return lines of a stage's log in order."""
+    query = (
+        select(StageLog).where(StageLog.stage_id == stage_id, StageLog.id > after).order_by(StageLog.id).limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def artifact(session: Session, sha256: str) -> Artifact | None:
+    """Return the row of a stored artifact."""
+    return session.get(Artifact, sha256)
+
+
+def job_of(session: Session, stage_id: int) -> int | None:
+    """Return the newest job that wants the stage."""
+    return session.scalar(select(func.max(JobStage.job_id)).where(JobStage.stage_id == stage_id))
+
+
+def key_of(session: Session, stage_id: int) -> str | None:
+    """Return the key of a stage."""
+    return session.scalar(select(Stage.key).where(Stage.id == stage_id))

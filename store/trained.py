@@ -1,0 +1,59 @@
+"""Trained models, as `GET /models` lists them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from store.models import Evaluation, JobModel, Stage, StageArtifact, StageState
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A succeeded train stage with its newest label and its clean accuracy."""
+
+    stage: Stage
+    label: str
+    weights: str
+    n: int | None
+    n_correct: int | None
+
+
+def newest(session: Session, *, before: int | None, limit: int, dataset: str | None) -> list[TrainedModel]:
+    """Return trained models, newest first."""
+    query = (
+        select(Stage, StageArtifact.sha256)
+        .join(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == "weights"))
+        .where(Stage.kind == "train", Stage.state == StageState.SUCCEEDED)
+        .order_by(Stage.id.desc())
+        .limit(limit)
+    )
+    if before is not None:
+        query = query.where(Stage.id < before)
+    if dataset is not None:
+        query = query.where(Stage.dataset == dataset)
+    rows = session.execute(query).all()
+    ids = [row[0].id for row in rows]
+    labels, clean = _labels(session, ids), _clean(session, ids)
+    return [
+        TrainedModel(stage, labels.get(stage.id, stage.title), weights, *clean.get(stage.id, (None, None)))
+        for stage, weights in rows
+    ]
+
+
+def _labels(session: Session, ids: Sequence[int]) -> dict[int, str]:
+    rows = session.execute(
+        select(JobModel.stage_id, JobModel.label).where(JobModel.stage_id.in_(ids)).order_by(JobModel.job_id)
+    )
+    return {row.stage_id: row.label for row in rows}
+
+
+def _clean(session: Session, ids: Sequence[int]) -> dict[int, tuple[int | None, int | None]]:
+    """Return the clean evaluation over the most images of each model."""
+    rows = session.execute(
+        select(Evaluation.target_id, Evaluation.n, Evaluation.n_correct)
+        .where(Evaluation.target_id.in_(ids), Evaluation.substitute_id.is_(None), Evaluation.n.is_not(None))
+        .order_by(func.coalesce(Evaluation.n, 0))
+    )
+    return {target_id: (n, n_correct) for target_id, n, n_correct in rows}

@@ -1,0 +1,73 @@
+"""Why a stage waits: every one that does not run says so, in a sentence."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from store import jobs, workers
+from store.database import db_now
+from store.models import Stage, StageState
+
+RANKED = 1_000
+"""Ready stages whose place in the queue is counted; those behind are "more than that"."""
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """What the waiting stages of a job wait for."""
+
+    parents: dict[int, list[str]]
+    places: dict[int, int]
+    served: set[str]
+    now: float
+
+    def of(self, stage: Stage) -> str | None:
+        """Return the reason, or None where the stage runs or has succeeded."""
+        if stage.state == StageState.BLOCKED:
+            names = self.parents.get(stage.id, [])
+            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            return f"waits for {'; '.join(names[:2])}{more}"
+        if stage.state == StageState.READY:
+            return self._of_ready(stage)
+        if stage.state == StageState.RUNNING and stage.cancel_requested:
+            return "is being stopped"
+        if stage.state in (StageState.FAILED, StageState.CANCELLED):
+            return str((stage.error or {}).get("message", "cancelled"))
+        return None
+
+    def _of_ready(self, stage: Stage) -> str:
+        if stage.not_before > self.now:
+            message = (stage.error or {}).get("message", "")
+            return f"tries again in {stage.not_before - self.now:.0f} s after: {message}"
+        if stage.queue not in self.served:
+            return f"no live worker serves the queue {stage.queue}; start one with `python -m worker`"
+        place = self.places.get(stage.id)
+        ahead = f"more than {RANKED}" if place is None else str(place)
+        return f"queued in {stage.queue} behind {ahead} stages" if place != 0 else f"next in the queue {stage.queue}"
+
+
+def reasons(session: Session, job_id: int, alive_seconds: float) -> Reasons:
+    """Return what the waiting stages of one job wait for."""
+    return Reasons(
+        parents=jobs.unfinished_parent_titles(session, job_id),
+        places=_places(session),
+        served=workers.live_queues(session, alive_seconds),
+        now=session.scalar(select(db_now())) or 0.0,
+    )
+
+
+def _places(session: Session) -> dict[int, int]:
+    """Return ready stage -> number of stages ahead of it in its queue."""
+    rows = session.execute(
+        select(Stage.id, Stage.queue)
+        .where(Stage.state == StageState.READY)
+        .order_by(Stage.priority.desc(), Stage.id)
+        .limit(RANKED)
+    )
+    ahead: dict[str, int] = {}
+    places: dict[int, int] = {}
+    for stage_id, queue in rows:
+        places[stage_id] = ahead.get(queue, 0)
+        ahead[queue] = places[stage_id] + 1
+    return places

@@ -1,0 +1,74 @@
+"""Workers and named leases in SQL."""
+
+from typing import Any
+
+from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from store.database import db_now
+from store.models import Lease, Worker
+
+ALIVE_HEARTBEATS = 3.5
+"""A worker is alive that has reported within this many heartbeats."""
+FORGET_SECONDS = 7 * 86400.0
+
+
+def register(session: Session, row: dict[str, Any]) -> None:
+    """Enter a worker process that has just started."""
+    session.execute(insert(Worker).values(**row, started_at=db_now(), seen_at=db_now()))
+
+
+def report(session: Session, incarnation: str, stage_id: int | None, draining: bool) -> None:
+    """Note that a worker lives, and what it works on."""
+    session.execute(
+        update(Worker)
+        .where(Worker.incarnation == incarnation)
+        .values(stage_id=stage_id, draining=draining, seen_at=db_now())
+    )
+
+
+def leave(session: Session, incarnation: str) -> None:
+    """Note that a worker has ended."""
+    session.execute(update(Worker).where(Worker.incarnation == incarnation).values(stage_id=None, seen_at=0.0))
+
+
+def all_workers(session: Session, alive_seconds: float) -> list[tuple[Worker, bool, float]]:
+    """Return every known worker with whether it is alive and the seconds since it reported, newest first."""
+    age = db_now() - Worker.seen_at
+    rows = session.execute(select(Worker, age).where(Worker.seen_at > 0).order_by(Worker.started_at.desc()))
+    return [(worker, float(seconds) <= alive_seconds, float(seconds)) for worker, seconds in rows]
+
+
+def live_queues(session: Session, alive_seconds: float) -> set[str]:
+    """Return the queues that at least one live worker serves."""
+    rows = session.scalars(select(Worker.queues).where(Worker.seen_at > db_now() - alive_seconds))
+    return {queue for queues in rows for queue in queues}
+
+
+def has_live_cuda(session: Session, alive_seconds: float) -> bool:
+    """Return whether a live worker owns a CUDA device."""
+    query = select(func.count()).where(Worker.device == "cuda", Worker.seen_at > db_now() - alive_seconds)
+    return bool(session.scalar(query))
+
+
+def forget_old(session: Session) -> None:
+    """Delete workers that have not been seen for a week."""
+    session.execute(delete(Worker).where(Worker.seen_at < db_now() - FORGET_SECONDS))
+
+
+def hold(session: Session, name: str, owner: str, seconds: float) -> bool:
+    """Return whether `owner` holds the named lease, taking it where it is free or expired."""
+    build = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    claim = build(Lease).values(name=name, owner=owner, expires=db_now() + seconds)
+    taken = claim.on_conflict_do_update(
+        index_elements=[Lease.name],
+        set_={"owner": owner, "expires": db_now() + seconds},
+        where=(Lease.owner == owner) | (Lease.expires <= db_now()),
+    ).returning(Lease.owner)
+    return session.scalar(taken) == owner
+
+
+def lease_age(session: Session, name: str) -> float | None:
+    """Return the seconds until the named lease expires (negative: expired), None where nobody ever held it."""
+    return session.scalar(select(Lease.expires - db_now()).where(Lease.name == name))

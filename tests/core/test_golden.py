@@ -1,0 +1,104 @@
+"""Golden outputs: what each version of each kind computes, to nine digits, in float64.
+
+A stage's key holds its kinds' versions. So whoever changes what a kind computes must count its `version` up, or old
+results would be taken for new ones: then the entry below no longer fits and this test fails. A new kind or version
+gets its entry with ``python -m tests.core.test_golden``, which adds what is missing and never changes what is there.
+"""
+
+import json
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+import pytest
+import torch
+
+from core.attacks import ATTACKS
+from core.defenses import DEFENSES
+from core.execution import Execution
+from core.kinds import Kind
+from core.networks import NETWORKS
+from core.random import normal, uniform
+from core.training import Training, train
+from tests.core.small import TinyNet, small, tiny_images, tiny_model, tiny_pixels
+
+FILE = Path(__file__).with_name("golden.json")
+EXACT = Execution(threads=1, precision="float64", layout="contiguous")
+
+
+def figures(tensor: torch.Tensor) -> list[float]:
+    """Return three numbers that change when any element does: projections on fixed random directions."""
+    flat = tensor.detach().double().flatten()
+    directions = normal(0, 0, torch.arange(3), flat.shape, torch.float64)
+    return (directions @ flat).tolist()
+
+
+def of_attack(attack) -> dict[str, list[float]]:
+    images, labels = tiny_images(6)
+    return {"adversarial": figures(attack(tiny_model(), images, labels, smoothing=0.25))}
+
+
+def of_defense(defense) -> dict[str, list[float]]:
+    pixels, labels = tiny_pixels(20)
+    schedule = Training(iterations=4, batch_size=8)
+    trained = train(defense, TinyNet(), schedule, EXACT, recipe="golden", seed=0, images=pixels, labels=labels)
+    last = [value for name, value in sorted(trained.curve[-1].items()) if name != "iteration"]
+    return {"losses": last} | {name: figures(weight) for name, weight in trained.weights.items()}
+
+
+def of_network(network) -> dict[str, list[float]]:
+    images = uniform(0, 0, torch.arange(2), network.input_shape, torch.float64)
+    return {"logits": figures(network.build(0).double()(images))}
+
+
+COMPUTE = {"attacks": of_attack, "defenses": of_defense, "networks": of_network}
+
+
+def variants(cls: type[Kind]) -> list[Kind]:
+    """Return the kind with its defaults, and once more for every value of every field that names a choice."""
+    found = [small(cls)]
+    for name, field in cls.model_fields.items():
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        choices = (True, False) if field.annotation is bool else choices
+        found += [small(cls, **{name: choice}) for choice in choices if choice != field.default]
+    return [spec for spec in found if getattr(spec, "caution", None) is None]
+
+
+def cases() -> dict[str, tuple[str, Kind]]:
+    """Return entry name -> folder and spec, for instance "attacks/pgd@1 random_start=False"."""
+    found: dict[str, tuple[str, Kind]] = {}
+    for folder, kinds in (("attacks", ATTACKS), ("defenses", DEFENSES), ("networks", NETWORKS)):
+        for kind, cls in kinds.items():
+            for spec in variants(cls):
+                said = [f"{name}={value}" for name, value in spec.differences(frozenset({"steps"})).items()]
+                found[" ".join([f"{folder}/{kind}@{cls.version}", *said])] = folder, spec
+    return found
+
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("entry", sorted(CASES))
+def test_outputs_are_those_of_this_version(entry):
+    golden = json.loads(FILE.read_text())
+    if entry not in golden:
+        pytest.fail(f"{entry} has no golden output yet: run python -m tests.core.test_golden")
+    folder, spec = CASES[entry]
+    found = COMPUTE[folder](spec)
+    assert found.keys() == golden[entry].keys()
+    for name, values in found.items():
+        assert values == pytest.approx(golden[entry][name], rel=1e-9, abs=1e-12), (
+            f"{entry}: {name} changed. If that is meant, count `version` of the kind up "
+            "and run python -m tests.core.test_golden; results of the old version stay under their own keys."
+        )
+
+
+def add_missing() -> None:
+    golden = json.loads(FILE.read_text()) if FILE.exists() else {}
+    kept = {entry: golden[entry] for entry in CASES if entry in golden}
+    new = {entry: COMPUTE[folder](spec) for entry, (folder, spec) in CASES.items() if entry not in golden}
+    FILE.write_text(json.dumps(kept | new, indent=1, sort_keys=True) + "\n")
+    print(f"added {sorted(new)}, dropped {sorted(set(golden) - set(kept))}")
+
+
+if __name__ == "__main__":
+    add_missing()

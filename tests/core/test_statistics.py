@@ -1,0 +1,157 @@
+"""Intervals and tests against scipy, by hand, and by their properties."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from core.statistics import mcnemar_exact, mean_interval, t_quantile, wilson, worst_case
+
+CONFIDENCES = (0.5, 0.9, 0.95, 0.99, 0.999)
+unhurried = settings(deadline=None)  # the cores may be shared
+
+
+@st.composite
+def counts(draw: st.DrawFn) -> tuple[int, int]:
+    n = draw(st.integers(1, 100_000))
+    return draw(st.integers(0, n)), n
+
+
+class TestWilson:
+    def test_by_hand(self):
+        # z = 1.959964, z^2 = 3.841459: centre 0.5, half 1.959964 * sqrt(0.025 + 0.0096036) / 1.3841459 = 0.2634069
+        assert wilson(5, 10) == pytest.approx((0.2365931, 0.7634069), abs=1e-7)
+        assert wilson(0, 10) == pytest.approx((0.0, 3.841459 / 13.841459), abs=1e-7)
+
+    @pytest.mark.parametrize("confidence", CONFIDENCES)
+    @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (1, 3), (98, 100), (8_633, 10_000), (10_000, 10_000)])
+    def test_against_scipy(self, successes: int, n: int, confidence: float):
+        expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+        assert wilson(successes, n, confidence) == pytest.approx(tuple(expected), abs=1e-12)
+
+    @unhurried
+    @given(counts(), st.sampled_from(CONFIDENCES))
+    def test_lies_in_the_unit_interval_and_holds_the_share(self, count: tuple[int, int], confidence: float):
+        low, high = wilson(*count, confidence)
+        assert 0 <= low <= count[0] / count[1] <= high <= 1
+        assert low < high
+
+    @unhurried
+    @given(counts(), st.sampled_from(CONFIDENCES))
+    def test_failures_mirror_successes(self, count: tuple[int, int], confidence: float):
+        low, high = wilson(*count, confidence)
+        assert wilson(count[1] - count[0], count[1], confidence) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+
+    @unhurried
+    @given(counts())
+    def test_more_confidence_and_fewer_examples_are_wider(self, count: tuple[int, int]):
+        def width(scale: int, confidence: float) -> float:
+            low, high = wilson(count[0] * scale, count[1] * scale, confidence)
+            return high - low
+
+        assert width(1, 0.9) < width(1, 0.99)
+        assert width(4, 0.95) < width(1, 0.95)
+
+    @pytest.mark.parametrize(("successes", "n"), [(0, 0), (0, -1), (3, 2), (-1, 2)])
+    def test_counts_that_are_no_share_are_refused(self, successes: int, n: int):
+        with pytest.raises(ValueError, match="got"):
+            wilson(successes, n)
+
+    @pytest.mark.parametrize("confidence", [0, 1, -0.1, 95, math.nan])
+    def test_confidence_is_inside_0_and_1(self, confidence: float):
+        with pytest.raises(ValueError, match="confidence must lie inside"):
+            wilson(1, 2, confidence)
+
+
+class TestMeanInterval:
+    def test_by_hand(self):
+        # mean 2, standard deviation 1, t(2 degrees, 95 %) = 4.302653
+        assert mean_interval([1, 2, 3]) == pytest.approx((2 - 4.302652730 / 3**0.5, 2 + 4.302652730 / 3**0.5), abs=1e-9)
+
+    @pytest.mark.parametrize("confidence", CONFIDENCES)
+    @pytest.mark.parametrize("degrees", [*range(1, 12), 29, 30, 99, 1000])
+    def test_quantile_against_scipy(self, degrees: int, confidence: float):
+        assert t_quantile(degrees, confidence) == pytest.approx(stats.t.ppf((1 + confidence) / 2, degrees), rel=1e-9)
+
+    def test_quantiles_that_are_known_exactly(self):
+        assert t_quantile(1, 0.5) == pytest.approx(1, rel=1e-14)
+        assert t_quantile(2, 0.5) == pytest.approx(math.sqrt(2 / 3), rel=1e-14)
+
+    @unhurried
+    @given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
+    def test_against_scipy(self, values: list[float]):
+        found = mean_interval(values)
+        assert found is not None
+        error = np.std(values, ddof=1) / math.sqrt(len(values))
+        expected = np.array(stats.t.interval(0.95, len(values) - 1)) * error + np.mean(values)
+        assert found == pytest.approx(tuple(expected), abs=1e-9)
+
+    def test_equal_values_have_no_width(self):
+        assert mean_interval([0.25, 0.25, 0.25]) == (0.25, 0.25)
+
+    def test_one_seed_shows_no_spread(self):
+        assert mean_interval([0.93]) is None
+
+    @pytest.mark.parametrize("values", [[], [0.5, math.nan], [0.5, math.inf]])
+    def test_values_without_a_mean_are_refused(self, values: list[float]):
+        with pytest.raises(ValueError, match="a mean needs"):
+            mean_interval(values)
+
+    def test_no_degrees_of_freedom_are_refused(self):
+        with pytest.raises(ValueError, match="at least one degree"):
+            t_quantile(0, 0.95)
+
+
+class TestMcNemar:
+    @pytest.mark.parametrize(
+        ("b", "c", "p"),
+        [(0, 0, 1), (1, 0, 1), (5, 0, 2 / 32), (0, 6, 2 / 64), (4, 4, 1), (2, 5, 2 * (1 + 7 + 21) / 128)],
+    )
+    def test_by_hand(self, b: int, c: int, p: float):
+        assert mcnemar_exact(b, c) == p
+
+    @unhurried
+    @given(st.integers(0, 400), st.integers(0, 400))
+    def test_against_scipy_and_symmetric(self, b: int, c: int):
+        expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+        assert mcnemar_exact(b, c) == pytest.approx(expected, rel=1e-9)
+        assert mcnemar_exact(c, b) == mcnemar_exact(b, c)
+
+    def test_a_whole_test_set_of_disagreements(self):
+        assert mcnemar_exact(4_900, 5_100) == pytest.approx(stats.binomtest(4_900, 10_000).pvalue, rel=1e-9)
+        assert mcnemar_exact(0, 10_000) == 0  # 2**-9999 is no float
+
+    def test_negative_counts_are_refused(self):
+        with pytest.raises(ValueError, match="cannot be negative"):
+            mcnemar_exact(-1, 3)
+
+
+class TestWorstCase:
+    def test_right_only_where_right_under_every_attack(self):
+        fgsm, ifgsm = np.array([True, True, False, False]), np.array([True, False, True, False])
+        assert worst_case(fgsm, ifgsm).tolist() == [True, False, False, False]
+        assert worst_case(fgsm).tolist() == fgsm.tolist()
+
+    @unhurried
+    @given(st.lists(st.lists(st.booleans(), min_size=5, max_size=5), min_size=1, max_size=4))
+    def test_never_above_any_attack_and_blind_to_order(self, rows: list[list[bool]]):
+        bits = [np.array(row) for row in rows]
+        worst = worst_case(*bits)
+        assert worst.tolist() == [all(column) for column in zip(*rows, strict=True)]
+        assert worst.tolist() == worst_case(*reversed(bits)).tolist()
+
+    @pytest.mark.parametrize(
+        ("bits", "message"),
+        [
+            ([], "at least one attack"),
+            ([np.array([True]), np.array([True, False])], r"different numbers of examples: \[1, 2\]"),
+            ([np.array([1, 2])], "one boolean per example"),
+            ([np.array([[True]])], "one boolean per example"),
+        ],
+    )
+    def test_anything_but_equally_many_booleans_is_refused(self, bits: list[np.ndarray], message: str):
+        with pytest.raises(ValueError, match=message):
+            worst_case(*bits)

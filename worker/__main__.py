@@ -1,0 +1,35 @@
+"""`python -m worker`: one Celery worker with one warm child, which owns one device."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from store.settings import settings
+from worker.devices import queues
+
+
+def _has_cuda() -> bool:
+    """Ask in another process: the one that talks to the broker never initialises CUDA."""
+    if not Path("/dev/nvidiactl").exists():
+        return False
+    answer = subprocess.run(
+        [sys.executable, "-c", "import torch, sys; sys.exit(not torch.cuda.is_available())"], check=False
+    )
+    return answer.returncode == 0
+
+
+def main() -> None:
+    """Run the worker until it is told to stop."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    from worker.app import app
+
+    app.worker_main(
+        ["worker", "--pool", "prefork", "--concurrency", "1", "--queues", ",".join(queues(settings(), _has_cuda)),
+         "--hostname", "worker-%h", "--without-mingle", "--without-gossip", "--without-heartbeat",
+         "--loglevel", "WARNING"]
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""`python -m worker.keeper`: takes back expired leases, rings unheard bells, mends roll-ups.
+
+A loop, not a job. Any number may run; a lease row lets one act.
+"""
+
+import logging
+import signal
+import threading
+import uuid
+
+from store import stages, workers
+from store.broker import Ringer, celery_app
+from store.database import Database
+from store.settings import Settings, settings
+from worker.crashpoints import crashpoint
+
+log = logging.getLogger(__name__)
+
+LEASE = "keeper"
+HOLD_SECONDS = 10.0
+RESEND_SECONDS = 3.0
+REPAIR_EVERY = 5
+
+
+class Keeper:
+    """The loop that keeps every stage moving."""
+
+    def __init__(self, chosen: Settings):
+        self._settings = chosen
+        self._owner = uuid.uuid4().hex
+        self._database = Database(chosen.sql_url)
+        self._ringer = Ringer(celery_app(chosen))
+        self._stop = threading.Event()
+        self._ticks = 0
+
+    def run(self) -> None:
+        """Tick until stopped; a database that is away is waited for."""
+        while not self._stop.is_set():
+            try:
+                self.tick()
+            except Exception as error:
+                log.warning("keeper: %s", error)
+            self._stop.wait(self._settings.keeper_seconds)
+        self._ringer.close()
+
+    def stop(self, *_: object) -> None:
+        """Ask the loop to end."""
+        self._stop.set()
+
+    def tick(self) -> None:
+        """Act once, if this keeper holds the lease."""
+        with self._database.write() as session:
+            if not workers.hold(session, LEASE, self._owner, max(HOLD_SECONDS, 3 * self._settings.keeper_seconds)):
+                return
+        with self._database.write() as session:
+            bells = stages.reap(session, self._settings.max_losses)
+            crashpoint("in-reaper")
+        if self._ticks % REPAIR_EVERY == 0:
+            with self._database.write() as session:
+                mended, count = stages.repair(session)
+                workers.forget_old(session)
+            if count:
+                log.error("mended %d stranded stages or jobs; this points to a bug", count)
+            bells += mended
+        alive = workers.ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
+        with self._database.write() as session:
+            bells += stages.unheard(session, alive, RESEND_SECONDS)
+        crashpoint("in-dispatch")
+        self._ringer.ring(bells)
+        self._ticks += 1
+
+
+def main() -> None:
+    """Run the keeper until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    keeper = Keeper(settings())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, keeper.stop)
+    keeper.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""`python -m worker.serve`: the whole service on one machine, without any server to install.
+
+Starts migration, API, keeper and worker as processes of their own, restarts those that die, posts a suite, and stays
+up or stops. STATE_DIR belongs to one such service at a time.
+"""
+
+import argparse
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import IO, Any
+
+from store import migrate
+from store.settings import Settings, settings
+
+START_SECONDS = 60.0
+STOP_SECONDS = 30.0
+RESTART_SECONDS = 1.0
+EMBEDDED = {"HEARTBEAT_SECONDS": "2", "LEASE_SECONDS": "15", "KEEPER_SECONDS": "0.5", "CHECKPOINT_SECONDS": "15"}
+"""On one machine orphans are noticed sooner than the defaults, which are made for a network."""
+
+
+class ServeError(Exception):
+    """The service cannot start; the message says what to do."""
+
+
+def free_port(host: str, wanted: int, fixed: bool) -> int:
+    """Return `wanted` if it is free, else the next free port above it.
+
+    Raises:
+        ServeError: the port was asked for by name and is taken, or none is free.
+    """
+    for port in range(wanted, wanted + 100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if fixed:
+                    raise ServeError(f"port {port} on {host} cannot be used ({error.strerror}); set PORT") from error
+                continue
+            return port
+    raise ServeError(f"no free port between {wanted} and {wanted + 99}; set PORT")
+
+
+class LocalService:
+    """API, keeper and worker as child processes, watched and restarted."""
+
+    def __init__(self, chosen: Settings, port: int):
+        self._host = chosen.host
+        self._port = port
+        self._logs = chosen.state_dir / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._environment = {**EMBEDDED, **os.environ, "PORT": str(port)}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._files: dict[str, IO[bytes]] = {}
+        self._stopping = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """Where the API listens, as seen from this machine."""
+        host = "127.0.0.1" if self._host in ("0.0.0.0", "::") else self._host  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self._port}"
+
+    def _commands(self) -> dict[str, list[str]]:
+        python = sys.executable
+        return {
+            "api": [python, "-m", "uvicorn", "api.main:app", "--host", self._host, "--port", str(self._port),
+                    "--log-level", "warning", "--timeout-graceful-shutdown", "5"],
+            "keeper": [python, "-m", "worker.keeper"],
+            "worker": [python, "-m", "worker"],
+        }  # fmt: skip
+
+    def start(self) -> None:
+        """Start everything and return when the API is ready.
+
+        Raises:
+            ServeError: it is not ready in time.
+        """
+        for name in self._commands():
+            self._spawn(name)
+        self._watcher.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._ready():
+            if time.monotonic() > deadline:
+                raise ServeError(f"the API is not ready after {START_SECONDS:.0f} s; see {self._logs / 'api.log'}")
+            time.sleep(0.1)
+
+    def _spawn(self, name: str) -> None:
+        log = self._files.get(name) or (self._logs / f"{name}.log").open("ab")
+        self._files[name] = log
+        self._processes[name] = subprocess.Popen(
+            self._commands()[name], env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def _watch(self) -> None:
+        """Restart what dies, until told to stop."""
+        while not self._stopping.wait(RESTART_SECONDS):
+            for name, process in list(self._processes.items()):
+                status = process.poll()
+                if status is not None and not self._stopping.is_set():
+                    print(f"the {name} ended with status {status}; starting it again", file=sys.stderr, flush=True)
+                    self._spawn(name)
+
+    def _ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2) as answer:  # noqa: S310 - our own URL
+                return answer.status == 200
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def stop(self) -> None:
+        """Ask every process to end, and end those that do not."""
+        self._stopping.set()
+        if self._watcher.is_alive():
+            self._watcher.join()
+        for process in self._processes.values():
+            if process.poll() is None:
+                process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        for file in self._files.values():
+            file.close()
+
+
+def only_one(state_dir: Path) -> IO[str]:
+    """Return the lock on `state_dir`; it lasts as long as the file is open, whatever ends this process.
+
+    Raises:
+        ServeError: another local service holds it.
+    """
+    state_dir.mkdir(parents=True, exist_ok=True)
+    lock = (state_dir / "serve.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        raise ServeError(f"{state_dir} is in use by a service (process {holder}); stop it or set STATE_DIR") from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def client(url: str, *arguments: str) -> int:
+    """Return the exit status of the `gauntlet` command against the service, as any user would run it."""
+    return subprocess.run([sys.executable, "-m", "client.cli", "--url", url, *arguments], check=False).returncode
+
+
+def _until_told(service: LocalService) -> None:
+    print(f"\nGauntlet is at {service.url} (docs at {service.url}/docs); Ctrl-C stops it.", flush=True)
+    signal.pause()
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Return 0 after a clean stop, 1 where the service could not start or the suite failed."""
+    parser = argparse.ArgumentParser(prog="python -m worker.serve", description=__doc__)
+    parser.add_argument("--suite", default="", help="post this suite, show its progress and its matrices")
+    parser.add_argument("--stop", action="store_true", help="stop when the suite has ended")
+    options = parser.parse_args()
+    chosen = settings()
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        lock = only_one(chosen.state_dir)
+        port = free_port(chosen.host, chosen.port, "port" in chosen.model_fields_set)
+        migrate.upgrade(chosen.sql_url)
+        service = LocalService(chosen, port)
+    except ServeError as error:
+        print(f"gauntlet: {error}", file=sys.stderr)
+        return 1
+    if port != chosen.port:
+        print(f"port {chosen.port} is taken; using {port}", flush=True)
+    try:
+        service.start()
+        print(f"service ready at {service.url}, state in {chosen.state_dir}", flush=True)
+        status = client(service.url, "submit", "--suite", options.suite, "--wait", "--matrices") if options.suite else 0
+        if not options.stop:
+            _until_told(service)
+        return status
+    except ServeError as error:
+        print(f"gauntlet: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        service.stop()
+        lock.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

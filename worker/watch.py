@@ -1,0 +1,75 @@
+"""The monitor of a stage that runs in a worker: told to stop by the heartbeat, asked by the computation."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from core.errors import Interrupted
+from store.stages import Claim
+
+
+class Watch:
+    """Carries the order to stop in, and progress, log lines and checkpoints out."""
+
+    def __init__(self, claim: Claim, checkpoint_seconds: float, keep: Callable[[Claim, bytes], None]):
+        self.claim = claim
+        self._keep = keep
+        self._checkpoint_seconds = checkpoint_seconds
+        self._last_checkpoint = time.monotonic()
+        self._renewed = time.monotonic()
+        self._stop: str | None = None
+        self._stopped_at = 0.0
+        self._progress: dict[str, Any] | None = None
+        self._lines: list[tuple[float, str]] = []
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raise `Interrupted` where the stage was told to stop."""
+        if self._stop is not None:
+            raise Interrupted(self._stop)
+
+    def progress(self, done: int, total: int, **figures: float) -> None:
+        """Note how far the work is."""
+        self._progress = {"done": done, "total": total, **figures}
+
+    def wants_checkpoint(self) -> bool:
+        """Return whether the time between checkpoints has passed."""
+        return time.monotonic() - self._last_checkpoint >= self._checkpoint_seconds
+
+    def save_checkpoint(self, data: bytes) -> None:
+        """Keep a checkpoint under this claim's fence."""
+        self._keep(self.claim, data)
+        self._last_checkpoint = time.monotonic()
+
+    def stop(self, reason: str) -> None:
+        """Tell the work to stop; the first reason stands, except that a drain yields to a cancel or a loss."""
+        if self._stop is None or (self._stop == "drain" and reason != "drain"):
+            self._stop, self._stopped_at = reason, time.monotonic()
+
+    def overdue(self, grace: float) -> bool:
+        """Return whether cancelled or lost work has gone on for `grace` seconds."""
+        return self._stop in ("cancel", "lost") and time.monotonic() - self._stopped_at > grace
+
+    def renewed_at(self, moment: float) -> None:
+        """Note on the monotonic clock when the renewal that has just succeeded was asked for."""
+        self._renewed = moment
+
+    def since_renewal(self) -> float:
+        """Return the seconds since the lease was last renewed."""
+        return time.monotonic() - self._renewed
+
+    def latest_progress(self) -> dict[str, Any] | None:
+        """Return the newest progress."""
+        return self._progress
+
+    def add_line(self, line: str) -> None:
+        """Add a line to the log."""
+        with self._lock:
+            self._lines.append((time.time(), line))
+
+    def take_lines(self) -> list[tuple[float, str]]:
+        """Return the lines not yet written, and forget them."""
+        with self._lock:
+            lines, self._lines = self._lines, []
+        return lines
