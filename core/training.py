@@ -307,10 +307,10 @@ def _state(data: bytes) -> dict[str, Any]:
 
 
 def _like(weight: Tensor, value: Tensor) -> Tensor:
-    """Return optimiser state in the weight's layout, on its device; a step counter stays what it is."""
+    """Return optimiser state on the weight's device and, but for the step counter, in the weight's layout."""
     import torch
 
-    return value if value.ndim == 0 else torch.empty_like(weight).copy_(value)
+    return value.to(weight.device) if value.ndim == 0 else torch.empty_like(weight).copy_(value)
 
 
 def _optimiser(training: Training, params: Sequence[Tensor]) -> torch.optim.Optimizer:

@@ -330,6 +330,26 @@ class Broken(Attack):
         return 0.1
 
 
+class Backward(Broken):
+    kind: Literal["backward"] = "backward"
+
+    def run(self, images, oracle):
+        images = images.requires_grad_()
+        oracle.loss(oracle.model(images)).sum().backward()
+        return images.detach() + 0.05 * images.grad.sign()
+
+    def in_box(self):
+        return False
+
+
+def test_even_an_attack_that_calls_backward_computes_no_weight_gradient(model):
+    images, labels = tiny_images(2)
+    with CountPasses(2) as counted:
+        Backward()(model, images, labels)
+    assert counted.passes == Passes(forward=1, input_backward=1)
+    assert all(weight.grad is None for weight in model.parameters())
+
+
 @pytest.mark.parametrize(("by", "message"), [(0.2, "moved by"), (9.0, "not finite")])
 def test_a_result_outside_the_ball_is_refused(by, message, model):
     images, labels = tiny_images(2)

@@ -1,0 +1,47 @@
+"""What the documents say is there is there, and what is there is documented."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from store.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def tracked() -> list[Path]:
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
+    return [ROOT / name for name in listing.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_setting_is_in_the_readme_with_its_default(name: str) -> None:
+    row = next((line for line in (ROOT / "README.md").read_text().splitlines() if f"| `{name.upper()}`" in line), None)
+    assert row is not None, f"README.md's table of settings lacks {name.upper()}"
+    default = Settings.model_fields[name].default
+    shown = str(default).lower() if isinstance(default, bool) else str(default)
+    if Settings.model_fields[name].default_factory is None:
+        assert f"| `{shown}` |" in row or (shown == "" and "|  |" in row), f"README.md gives another default: {row}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in LINK.findall(document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_no_machine_path_and_no_registry_host_is_tracked() -> None:
+    forbidden = [
+        re.compile(pattern) for pattern in (r"/wo" r"rk/", r"/opt/wh" r"eels", r"pypi\.o" r"rg", r"pythonh" r"osted")
+    ]
+    for path in tracked():
+        if path.suffix in {".npz", ".png", ".svg"}:
+            continue
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        for pattern in forbidden:
+            assert not pattern.search(text), f"{path.relative_to(ROOT)} contains {pattern.pattern}"
