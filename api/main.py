@@ -1,5 +1,7 @@
 """The API: `uvicorn api.main:app`."""
 
+import signal
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -11,7 +13,7 @@ from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 
 from api import errors
-from api.routes import catalog, jobs, results, stages, system
+from api.routes import catalog, events, jobs, results, stages, system
 from api.service import Service
 from core.errors import SpecError
 from core.jobs import AnyJob
@@ -29,7 +31,9 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.service = Service.open(chosen or settings())
         _require_schema(app.state.service)
+        _end_streams_on_stop(app.state.service)
         yield
+        app.state.service.stopping.set()
         app.state.service.close()
 
     app = FastAPI(
@@ -40,7 +44,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         max_body_size=MAX_BODY,
     )
-    for router in (jobs.router, results.router, stages.router, catalog.router, system.router):
+    for router in (jobs.router, events.router, results.router, stages.router, catalog.router, system.router):
         app.include_router(router)
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(SpecError, errors.on_spec_error)
@@ -50,6 +54,21 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         app.add_exception_handler(error, errors.on_database_error)
     app.openapi = lambda: _openapi(app)
     return app
+
+
+def _end_streams_on_stop(service: Service) -> None:
+    """Tell open streams of a signal before the server waits for them: it stops the lifespan only after they end."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        before: Any = signal.getsignal(number)
+
+        def stop(received: int, frame: Any, before: Any = before) -> None:
+            service.stopping.set()
+            if callable(before):
+                before(received, frame)
+
+        signal.signal(number, stop)
 
 
 def _require_schema(service: Service) -> None:

@@ -362,6 +362,19 @@ class MatrixReply(Reply):
     """What to know before believing the table."""
 
 
+class EventReply(Reply):
+    """Something that happened to a job."""
+
+    seq: int
+    """Its number within the job; without gaps."""
+    at: float
+    """Seconds since 1970 on the database's clock."""
+    kind: str
+    """job.queued, stage.running, stage.succeeded, job.failed, ..."""
+    data: dict[str, Any]
+    """Which stage, and why."""
+
+
 class HealthReply(Reply):
     """Whether the service lives, or is ready."""
 

@@ -1,6 +1,7 @@
 """What routes share: settings, database, bells, artifact store; one per API process."""
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -25,6 +26,8 @@ class Service:
     database: Database
     store: ArtifactStore
     ringer: Ringer
+    stopping: threading.Event = field(default_factory=threading.Event)
+    """Set when the process is told to stop, so that open streams end."""
 
     @classmethod
     def open(cls, settings: Settings) -> "Service":

@@ -6,6 +6,7 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api import views
@@ -67,26 +68,45 @@ def _json(raw: bytes) -> Any:
 
 def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | None) -> Response:
     suite, job = parse_job(body)
-    service.require_dataset(job)
     if dry_run:
         with service.database.read() as session:
             reply = _plan_reply(session, job, _planned(service, session, job))
         return JSONResponse(views.plain(reply))
+    if idempotency_key is None:
+        return _created(make_job(service, suite, job))
     request_sha256 = digest(body)
+    replay = _replay(service, idempotency_key, request_sha256)
+    if replay is not None:
+        return replay
+    try:
+        return _created(make_job(service, suite, job, (idempotency_key, request_sha256)))
+    except IntegrityError:
+        # another request with this key was faster: its job is the answer
+        replay = _replay(service, idempotency_key, request_sha256)
+        if replay is None:
+            raise
+        return replay
+
+
+def make_job(service: Service, suite: str | None, job: Job, key: tuple[str, str] | None = None) -> JobReply:
+    """Return the job that `job` made, in one transaction, with its Idempotency-Key where it has one."""
+    with service.database.read() as session:
+        planned = _planned(service, session, job)
+    wanted = jobs.Submission(
+        kind=getattr(job, "kind", "benchmark"), spec=job.model_dump(mode="json", exclude_none=True),
+        name=job.name, suite=suite, tags=list(job.tags), priority=job.priority,
+    )  # fmt: skip
     with service.database.write() as session:
-        known = jobs.remembered(session, idempotency_key) if idempotency_key else None
-        if known is not None:
-            return _replay(service, session, known, request_sha256)
-        wanted = jobs.Submission(
-            kind=getattr(job, "kind", "benchmark"), spec=job.model_dump(mode="json", exclude_none=True),
-            name=job.name, suite=suite, tags=list(job.tags), priority=job.priority,
-        )  # fmt: skip
-        job_id, bells = jobs.submit(session, wanted, _planned(service, session, job))
-        if idempotency_key:
-            jobs.remember(session, idempotency_key, request_sha256, job_id)
+        job_id, bells = jobs.submit(session, wanted, planned)
+        if key is not None:
+            jobs.remember(session, *key, job_id)
         reply = job_reply(service, session, job_id)
     service.ringer.ring(bells)
-    return JSONResponse(views.plain(reply), 201, {"Location": f"/jobs/{job_id}"})
+    return reply
+
+
+def _created(reply: JobReply, **headers: str) -> Response:
+    return JSONResponse(views.plain(reply), 201, {"Location": f"/jobs/{reply.id}", **headers})
 
 
 def parse_job(body: Any) -> tuple[str | None, Job]:
@@ -110,14 +130,19 @@ def parse_job(body: Any) -> tuple[str | None, Job]:
 
 
 def _planned(service: Service, session: Session, job: Job) -> Plan:
+    service.require_dataset(job)
     return plan(job, service.execution(session, job), jobs.TrainedModels(session))
 
 
-def _replay(service: Service, session: Session, known: tuple[str, int], request_sha256: str) -> Response:
-    if known[0] != request_sha256:
-        raise Invalid("this Idempotency-Key was used with another body; use a fresh key")
-    reply = views.plain(job_reply(service, session, known[1]))
-    return JSONResponse(reply, 201, {"Location": f"/jobs/{known[1]}", "Idempotency-Replayed": "true"})
+def _replay(service: Service, key: str, request_sha256: str) -> Response | None:
+    """Return the answer an Idempotency-Key has been given, None where it is new."""
+    with service.database.read() as session:
+        known = jobs.remembered(session, key)
+        if known is None:
+            return None
+        if known[0] != request_sha256:
+            raise Invalid("this Idempotency-Key was used with another body; use a fresh key")
+        return _created(job_reply(service, session, known[1]), **{"Idempotency-Replayed": "true"})
 
 
 def _plan_reply(session: Session, job: Job, planned: Plan) -> PlanReply:
@@ -217,3 +242,18 @@ def cancel_job(job_id: JobId, service: ServiceDep) -> JobReply:
             raise Conflict(f"job {job_id} has already {before.state}; there is nothing to cancel")
         jobs.cancel(session, job_id)
         return job_reply(service, session, job_id)
+
+
+@router.post("/jobs/{job_id}/retry", status_code=201, response_model=JobReply)
+def retry_job(job_id: JobId, service: ServiceDep) -> Response:
+    """Make a new job of the same spec: what failed or was cancelled gets a new life, the rest is shared.
+
+    The old job stays as it ended.
+    """
+    with service.database.read() as session:
+        old = jobs.by_id(session, job_id)
+    if old is None:
+        raise NotFound(f"there is no job {job_id}")
+    if old.state not in (JobState.FAILED, JobState.CANCELLED):
+        raise Conflict(f"job {job_id} is {old.state}; only a failed or cancelled job can be retried")
+    return _created(make_job(service, old.suite, _job.validate_python(old.spec)))

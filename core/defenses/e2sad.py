@@ -160,5 +160,7 @@ class E2SAD(Defense):
         return self.sigma * draws if self.second_step == "noise" else self._to_length_xi(draws)
 
     def _to_length_xi(self, direction: Tensor) -> Tensor:
+        # first to a largest element of 1: squares of the gradients of a confident model underflow in float32
+        direction = direction / direction.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-30)
         length = direction.square().sum((1, 2, 3), keepdim=True).sqrt()
-        return direction * (self.xi / length.clamp(min=1e-30))
+        return direction * (self.xi / length.clamp(min=1))

@@ -243,6 +243,13 @@ def test_the_other_steps_climb_d_from_a_point_nearby(step):
             assert (raised > dissimilarity(model(x1), model(aside))).all()
 
 
+def test_vat_starts_at_its_distance_however_small_the_gradient():
+    directions = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    directions *= torch.tensor([1e20, 1.0, 1e-25, 0.0]).view(4, 1, 1, 1)
+    lengths = E2SAD(second_step="vat", xi=0.5)._to_length_xi(directions).flatten(1).norm(dim=1)
+    assert lengths.tolist() == pytest.approx([0.5, 0.5, 0.5, 0.0])
+
+
 def test_read_literally_the_second_gradient_is_nothing_but_rounding():
     model = tiny_model()
     batch = batch_of(LITERAL, model)
