@@ -9,18 +9,32 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
+from fractions import Fraction
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from core.canonical import digest
+from core.fields import format_pixels
 
 
 class Spec(BaseModel):
     """Frozen, strict about unknown fields, and free of NaN."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /) -> JsonSchemaValue:
+        """Return the schema with pixel distances spelled as users write them: pydantic leaves defaults unformatted."""
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, Fraction) and name in properties:
+                properties[name]["default"] = format_pixels(field.default)
+        return schema
 
 
 class Kind(Spec):

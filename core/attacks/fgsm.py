@@ -17,7 +17,7 @@ class FGSM(GradientAttack):
     """Fast gradient sign method (Goodfellow et al. 2015)."""
 
     kind: Literal["fgsm"] = "fgsm"
-    """What is asked for."""
+    """The kind's name."""
     eps: Pixels = Fraction(3, 10)
     """Radius of the ball and length of the step, in pixel units."""
 

@@ -19,7 +19,7 @@ class IFGSM(GradientAttack):
     """Iterative FGSM (Kurakin et al. 2016) with the paper's step size eps / steps: its whole path is eps long."""
 
     kind: Literal["ifgsm"] = "ifgsm"
-    """What is asked for."""
+    """The kind's name."""
     eps: Pixels = Fraction(3, 10)
     """Radius of the ball and length of the whole path, in pixel units."""
     steps: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 10

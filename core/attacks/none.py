@@ -15,7 +15,7 @@ class NoAttack(Attack):
     """No attack: clean accuracy is robust accuracy under this kind."""
 
     kind: Literal["none"] = "none"
-    """What is asked for."""
+    """The kind's name."""
 
     def run(self, images: Tensor, oracle: Oracle) -> Tensor:
         """Return the images as they are."""

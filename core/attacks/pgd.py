@@ -21,7 +21,7 @@ class PGD(GradientAttack):
     """Projected gradient descent on the negative loss (Madry et al. 2018), L-infinity."""
 
     kind: Literal["pgd"] = "pgd"
-    """What is asked for."""
+    """The kind's name."""
     eps: Pixels = Fraction(3, 10)
     """Radius of the ball, in pixel units."""
     steps: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 40

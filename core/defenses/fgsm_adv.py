@@ -14,7 +14,7 @@ class FgsmTraining(AdversarialTraining):
     """Clean and FGSM examples (Goodfellow et al. 2015; eq. 3 of the paper)."""
 
     kind: Literal["fgsm_adv"] = "fgsm_adv"
-    """What is asked for."""
+    """The kind's name."""
     eps: Pixels = Fraction(3, 10)
     """Length of the training attack's step, in pixel units."""
     clip: bool = True

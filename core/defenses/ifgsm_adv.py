@@ -16,7 +16,7 @@ class IfgsmTraining(AdversarialTraining):
     """Clean and IFGSM examples (Kurakin et al. 2017; eq. 3 of the paper)."""
 
     kind: Literal["ifgsm_adv"] = "ifgsm_adv"
-    """What is asked for."""
+    """The kind's name."""
     eps: Pixels = Fraction(3, 10)
     """Radius of the training attack, in pixel units."""
     steps: Annotated[int, Field(strict=True, ge=1, le=1000)] = 30

@@ -12,7 +12,7 @@ class Natural(Defense):
     """Ordinary training: no defense."""
 
     kind: Literal["natural"] = "natural"
-    """What is asked for."""
+    """The kind's name."""
 
     def gradients(self, batch: Batch) -> Gradients:
         """Return the gradients of mean J(x)."""

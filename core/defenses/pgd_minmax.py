@@ -17,7 +17,7 @@ class PgdMinmax(Defense):
     """Minimise the loss at the worst point of the ball (Madry et al. 2018; eq. 4 of the paper)."""
 
     kind: Literal["pgd_minmax"] = "pgd_minmax"
-    """What is asked for."""
+    """The kind's name."""
     eps: Pixels = Fraction(3, 10)
     """Radius of the training attack, in pixel units."""
     steps: Annotated[int, Field(strict=True, ge=1, le=1000)] = 40

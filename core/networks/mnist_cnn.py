@@ -12,7 +12,7 @@ class MnistCnn(Network):
     """The paper's network for 28 x 28 grey images (Table 4); images are fed as they are, in [0, 1]."""
 
     kind: Literal["mnist_cnn"] = "mnist_cnn"
-    """What is asked for."""
+    """The kind's name."""
     input_shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
 
     def layers(self) -> tuple[Layer, ...]:

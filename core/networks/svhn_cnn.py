@@ -20,7 +20,7 @@ class SvhnCnn(Network):
     """
 
     kind: Literal["svhn_cnn"] = "svhn_cnn"
-    """What is asked for."""
+    """The kind's name."""
     input: Literal["pixel", "per-image"] = "pixel"
     """First layer: pixel maps [0, 1] to [-1, 1]; per-image standardises each image."""
     input_shape: ClassVar[tuple[int, int, int]] = (3, 32, 32)

@@ -1,10 +1,12 @@
 """Golden outputs: what each version of each kind computes, to nine digits, in float64.
 
 A stage's key holds its kinds' versions. So whoever changes what a kind computes must count its `version` up, or old
-results would be taken for new ones: then the entry below no longer fits and this test fails. A new kind or version
-gets its entry with ``python -m tests.core.test_golden``, which adds what is missing and never changes what is there.
+results would be taken for new ones: then the entry below no longer fits and this test fails. The entries of the first
+kinds stand in golden.json; those of a later kind in GOLDEN of its own test, tests/core/test_<kind>.py, so that adding a
+kind touches its file and its test alone. ``python -m tests.core.test_golden`` prints what is missing.
 """
 
+import importlib
 import json
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -77,28 +79,34 @@ def cases() -> dict[str, tuple[str, Kind]]:
 CASES = cases()
 
 
+def golden() -> dict[str, dict[str, list[float]]]:
+    """Return every golden output: golden.json's, and GOLDEN of the tests that kinds bring along."""
+    found = json.loads(FILE.read_text())
+    for kind in sorted({kind for kinds in (ATTACKS, DEFENSES, NETWORKS) for kind in kinds}):
+        if FILE.with_name(f"test_{kind}.py").exists():
+            found |= getattr(importlib.import_module(f"tests.core.test_{kind}"), "GOLDEN", {})
+    return found
+
+
 @pytest.mark.parametrize("entry", sorted(CASES))
 def test_outputs_are_those_of_this_version(entry):
-    golden = json.loads(FILE.read_text())
-    if entry not in golden:
-        pytest.fail(f"{entry} has no golden output yet: run python -m tests.core.test_golden")
+    known = golden()
+    if entry not in known:
+        pytest.fail(f"{entry} has no golden output yet: run python -m tests.core.test_golden and put it into its test")
     folder, spec = CASES[entry]
     found = COMPUTE[folder](spec)
-    assert found.keys() == golden[entry].keys()
+    assert found.keys() == known[entry].keys()
     for name, values in found.items():
-        assert values == pytest.approx(golden[entry][name], rel=1e-9, abs=1e-12), (
+        assert values == pytest.approx(known[entry][name], rel=1e-9, abs=1e-12), (
             f"{entry}: {name} changed. If that is meant, count `version` of the kind up "
             "and run python -m tests.core.test_golden; results of the old version stay under their own keys."
         )
 
 
-def add_missing() -> None:
-    golden = json.loads(FILE.read_text()) if FILE.exists() else {}
-    kept = {entry: golden[entry] for entry in CASES if entry in golden}
-    new = {entry: COMPUTE[folder](spec) for entry, (folder, spec) in CASES.items() if entry not in golden}
-    FILE.write_text(json.dumps(kept | new, indent=1, sort_keys=True) + "\n")
-    print(f"added {sorted(new)}, dropped {sorted(set(golden) - set(kept))}")
+def missing() -> dict[str, dict[str, list[float]]]:
+    known = golden()
+    return {entry: COMPUTE[folder](spec) for entry, (folder, spec) in CASES.items() if entry not in known}
 
 
 if __name__ == "__main__":
-    add_missing()
+    print(json.dumps(missing(), indent=4))
