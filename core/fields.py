@@ -1,31 +1,45 @@
 """Field types that specs share: exact pixel distances, bounded numbers."""
 
+import re
 from fractions import Fraction
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?")
+_FRACTION = re.compile(r"([+-]?[0-9]+(?:\.[0-9]+)?) ?/ ?([0-9]+)")
+LONGEST = 80
+FINEST = 10**30
+"""Largest denominator of a pixel distance: what is accepted can be written as "a/b" and read again."""
 
 
 def parse_pixels(value: Any) -> Fraction:
     """Return `value` as an exact fraction: 0.3, "0.3" and "3/10" are one number, "24/255" is not rounded.
 
     Raises:
-        ValueError: the value is not a finite number or a fraction "a/b" with b above 0.
+        ValueError: the value is not a finite number or a fraction "a/b" with b above 0, or is finer than 1e-30.
     """
     expected = 'expected a number or a fraction such as 0.3 or "24/255" (pixel units, the image range is [0, 1])'
     if isinstance(value, Fraction):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(expected)
-    text = value if isinstance(value, str) else repr(value)
-    if len(text) > 40:
+    if isinstance(value, int):
+        return Fraction(value)
+    text = value.strip() if isinstance(value, str) else repr(value)
+    if len(text) > LONGEST:
         raise ValueError(expected)
-    try:
-        return Fraction(text)
-    except ZeroDivisionError:
-        raise ValueError("the denominator is 0; " + expected) from None
-    except ValueError:
-        raise ValueError(expected) from None
+    if quotient := _FRACTION.fullmatch(text):
+        if int(quotient[2]) == 0:
+            raise ValueError("the denominator is 0; " + expected)
+        found = Fraction(quotient[1]) / int(quotient[2])
+    elif _DECIMAL.fullmatch(text):
+        found = Fraction(text)
+    else:
+        raise ValueError(expected)
+    if found.denominator > FINEST:
+        raise ValueError("is finer than 1e-30; " + expected)
+    return found
 
 
 def format_pixels(value: Fraction) -> str:
@@ -42,7 +56,8 @@ def _within(low: Fraction, high: Fraction) -> BeforeValidator:
     def check(value: Any) -> Fraction:
         pixels = parse_pixels(value)
         if not low <= pixels <= high:
-            raise ValueError(f"must lie in [{format_pixels(low)}, {format_pixels(high)}] (pixel units), got {value}")
+            got = str(value) if not isinstance(value, int) or abs(value) < 10**9 else "a huge number"
+            raise ValueError(f"must lie in [{format_pixels(low)}, {format_pixels(high)}] (pixel units), got {got}")
         return pixels
 
     return BeforeValidator(check)
@@ -69,6 +84,9 @@ Pixels = Annotated[
 Count = Annotated[int, Field(strict=True, ge=1, le=10_000_000)]
 """A whole number of at least 1."""
 
-Seed = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
-Share = Annotated[float, Field(ge=0, le=1)]
+MAX_SEED = 2**31 - 1
+Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
+Number = Annotated[float, Field(strict=True)]
+"""A number: neither true nor a string that looks like one."""
+Share = Annotated[Number, Field(ge=0, le=1)]
 """A weight or a share in [0, 1]."""

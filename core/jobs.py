@@ -8,11 +8,12 @@ evaluate    attack models that exist, named by key or by spec
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from core.attacks import AnyAttack
 from core.datasets import DATASETS
 from core.defenses import AnyDefense
-from core.fields import Count, Seed, Share
+from core.fields import Count, Number, Seed, Share
 from core.kinds import Spec
 from core.networks import AnyNetwork
 
@@ -29,7 +30,9 @@ Tags = Annotated[
 
 def _known_dataset(name: str) -> str:
     if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; allowed: {', '.join(sorted(DATASETS))}")
+        allowed = sorted(DATASETS)
+        said = {"said": f"unknown dataset {name!r}; allowed: {', '.join(allowed)}", "allowed": allowed}
+        raise PydanticCustomError("unknown_dataset", "{said}", said)
     return name
 
 
@@ -61,11 +64,11 @@ class TrainingRequest(Spec):
     """Examples per step."""
     optimiser: Literal["adam", "sgd"] | None = None
     """Update rule."""
-    lr: Annotated[float, Field(gt=0, le=10)] | None = None
+    lr: Annotated[Number, Field(gt=0, le=10)] | None = None
     """Learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None
     """Momentum of sgd."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] | None = None
+    weight_decay: Annotated[Number, Field(ge=0, le=1)] | None = None
     """L2 penalty."""
     label_smoothing: Annotated[Share, Field(lt=1)] | None = None
     """Training targets of every defense that does not set its own: 1 - this on the true class, this over the rest."""

@@ -1,13 +1,13 @@
 """From a job to the graph of stages it needs. Pure: the same job gives the same keys in every process."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from core.attacks import AnyAttack
+from core.attacks import ATTACKS, AnyAttack
 from core.attacks.base import Attack
 from core.datasets import DATASETS
 from core.datasets.base import Dataset
@@ -15,6 +15,7 @@ from core.defenses import AnyDefense
 from core.defenses.base import Defense
 from core.errors import SpecError
 from core.execution import Execution
+from core.fields import MAX_SEED
 from core.jobs import (
     BenchmarkJob,
     EvaluateJob,
@@ -39,6 +40,8 @@ ATTACKER_SEED = 1_000_000
 """Default substitutes are trained with this added to the targets' seeds: the attacker's seeds are its own."""
 DEFAULT_SUBSTITUTES = ("natural", "fgsm_adv", "ifgsm_adv")
 
+Path = tuple[str | int, ...]
+"""Where a field stands in the request."""
 _attack: TypeAdapter[Attack] = TypeAdapter(AnyAttack)
 _defense: TypeAdapter[Defense] = TypeAdapter(AnyDefense)
 K = TypeVar("K", bound=Kind)
@@ -135,7 +138,7 @@ def plan(job: Job, execution: Execution, models: Models) -> Plan:
         raise TypeError(f"no plan for {type(job).__name__}")
     dataset = DATASETS[job.dataset]()
     entries = job.entries()
-    labels = _labels(entries, dataset)
+    labels = _labels(entries, job, dataset)
     targets = [
         Model(_train(entry, job, dataset, seed, execution, ("defenses", i)), label)
         for i, (entry, label) in enumerate(zip(entries, labels, strict=True))
@@ -152,8 +155,52 @@ def plan(job: Job, execution: Execution, models: Models) -> Plan:
     return result
 
 
-def resolve_training(request: TrainingRequest, dataset: Dataset) -> Training:
-    """Return the full schedule: what `request` leaves out is the paper's for `dataset`, epochs become iterations."""
+def resolved(job: Job, dataset_name: str) -> Job:
+    """Return `job` with the fields left out of its defenses and attacks set to what `plan` takes for them.
+
+    Its dump, read again, asks for the same stages; a dump of `job` itself would turn the kinds' own defaults, which
+    are MNIST's, into something that its author had given.
+    """
+    dataset, update = DATASETS[dataset_name](), dict[str, Any]()
+    if isinstance(job, TrainingJob):
+        own = job.defense and _resolved(job.defense, job.training, dataset)
+        update |= {"defense": own, "defenses": _resolved_entries(job.defenses, job, dataset)}
+    if isinstance(job, BenchmarkJob):
+        update["substitutes"] = _resolved_entries(job.substitutes, job, dataset)
+    if isinstance(job, EvaluateJob):
+        for role in ("targets", "substitutes"):
+            update[role] = [_resolved_model(model) for model in getattr(job, role)]
+    if isinstance(job, BenchmarkJob | EvaluateJob):
+        for name in ("attacks", "transfer"):
+            given: list[Attack] | None = getattr(job, name)
+            update[name] = given and [_filled(attack, dataset) for attack in given]
+    return job.model_copy(update=update)
+
+
+def _resolved_entries(
+    entries: Sequence[NamedDefense | str] | None, job: TrainingJob, dataset: Dataset
+) -> list[NamedDefense | str] | None:
+    def whole(entry: NamedDefense) -> NamedDefense:
+        defense = _resolved(entry.defense, entry.training.over(job.training), dataset)
+        return entry.model_copy(update={"defense": defense})
+
+    return None if entries is None else [entry if isinstance(entry, str) else whole(entry) for entry in entries]
+
+
+def _resolved_model(model: ModelByKey | ModelBySpec) -> ModelByKey | ModelBySpec:
+    if isinstance(model, ModelByKey):
+        return model
+    return model.model_copy(update={"defense": _resolved(model.defense, model.training, DATASETS[model.dataset]())})
+
+
+def resolve_training(
+    request: TrainingRequest, dataset: Dataset, where: Callable[[str], Path] = lambda field: (field,)
+) -> Training:
+    """Return the full schedule: what `request` leaves out is the paper's for `dataset`, epochs become iterations.
+
+    Raises:
+        SpecError: too many epochs, or momentum without sgd; `where` says where the request keeps a field.
+    """
     given = request.model_dump(exclude_none=True, exclude={"label_smoothing", "iterations", "epochs"})
     batch_size = request.batch_size or Training.model_fields["batch_size"].default
     epochs = request.epochs or (None if request.iterations else dataset.default_epochs)
@@ -161,7 +208,13 @@ def resolve_training(request: TrainingRequest, dataset: Dataset) -> Training:
     iterations = request.iterations or (epochs * per_epoch if epochs else dataset.default_iterations)
     if iterations is None:
         raise TypeError(f"{dataset.kind} has neither default iterations nor default epochs")
-    return Training(iterations=iterations, **given)
+    try:
+        return Training(iterations=iterations, **given)
+    except ValidationError as error:  # what TrainingRequest cannot know: the length in iterations, the optimiser
+        found = error.errors()[0]
+        if found["loc"] == ("iterations",):
+            raise SpecError(f"{epochs} epochs are {iterations} iterations: too many", where("epochs")) from None
+        raise SpecError(found["msg"].removeprefix("Value error, "), where("momentum")) from None
 
 
 def _filled(spec: K, dataset: Dataset) -> K:
@@ -176,7 +229,7 @@ def _default_network(dataset: Dataset) -> Network:
     return kind()
 
 
-def _network(chosen: Network | None, dataset: Dataset, path: tuple[str | int, ...]) -> Network:
+def _network(chosen: Network | None, dataset: Dataset, path: Path) -> Network:
     network = chosen or _default_network(dataset)
     if network.input_shape != dataset.shape:
         fits = [kind for kind, cls in NETWORKS.items() if cls.input_shape == dataset.shape]
@@ -193,24 +246,34 @@ def _train(
     dataset: Dataset,
     seed: int,
     execution: Execution,
-    path: tuple[str | int, ...],
+    path: Path,
 ) -> Train:
     request = entry.training.over(job.training)
-    return _train_stage(entry.defense, request, job.network, dataset, seed, execution, path)
+
+    def where(field: str) -> Path:
+        return (*(() if getattr(entry.training, field) is None else path), "training", field)
+
+    training = resolve_training(request, dataset, where)
+    network = _network(job.network, dataset, ())
+    return _train_stage(_resolved(entry.defense, request, dataset), training, network, dataset, seed, execution)
 
 
-def _train_stage(
-    defense: Defense, request: TrainingRequest, network: Network | None, dataset: Dataset, seed: int,
-    execution: Execution, path: tuple[str | int, ...],
-) -> Train:  # fmt: skip
+def _resolved(defense: Defense, request: TrainingRequest, dataset: Dataset) -> Defense:
+    """Return `defense` with the fields its author left out set to the schedule's and the dataset's defaults."""
     if request.label_smoothing is not None and "label_smoothing" not in defense.model_fields_set:
         defense = type(defense).model_validate(
             {**defense.model_dump(exclude_unset=True), "label_smoothing": request.label_smoothing}
         )
+    return _filled(defense, dataset)
+
+
+def _train_stage(
+    defense: Defense, training: Training, network: Network, dataset: Dataset, seed: int, execution: Execution
+) -> Train:
     return Train(
-        defense=_filled(defense, dataset),
-        network=_network(network, dataset, ()),
-        training=resolve_training(request, dataset),
+        defense=defense,
+        network=network,
+        training=training,
         dataset=dataset.kind,
         dataset_sha256=dataset.sha256,
         seed=seed,
@@ -218,8 +281,10 @@ def _train_stage(
     )
 
 
-def _labels(entries: Iterable[NamedDefense], dataset: Dataset) -> list[str]:
-    labels = [entry.name or _filled(entry.defense, dataset).label() for entry in entries]
+def _labels(entries: Iterable[NamedDefense], job: TrainingJob, dataset: Dataset) -> list[str]:
+    labels = [
+        entry.name or _resolved(entry.defense, entry.training.over(job.training), dataset).label() for entry in entries
+    ]
     for i, label in enumerate(labels):
         if label in labels[:i]:
             raise SpecError(f"two defenses are called {label!r}; give one a name", ("defenses", i, "name"))
@@ -230,8 +295,9 @@ def _substitutes(
     job: BenchmarkJob, dataset: Dataset, own: dict[str, NamedDefense], execution: Execution
 ) -> list[Model]:
     if job.substitutes is None:
-        entries = [NamedDefense(defense=_defense.validate_python({"kind": kind})) for kind in DEFAULT_SUBSTITUTES]
-        seeds = job.substitute_seeds or [seed + ATTACKER_SEED for seed in job.seeds]
+        hard = [_defense.validate_python({"kind": kind, "label_smoothing": 0}) for kind in DEFAULT_SUBSTITUTES]
+        entries = [NamedDefense(defense=defense) for defense in hard]
+        seeds = job.substitute_seeds or _attacker_seeds(job.seeds)
     else:
         entries = [_named_substitute(entry, i, own) for i, entry in enumerate(job.substitutes)]
         seeds = job.substitute_seeds or job.seeds
@@ -242,6 +308,16 @@ def _substitutes(
             train = _train(entry, job, dataset, seed, execution, ("substitutes", i))
             models.setdefault(train.identity(), Model(train, label or train.defense.label()))
     return list(models.values())
+
+
+def _attacker_seeds(seeds: list[int]) -> list[int]:
+    for i, seed in enumerate(seeds):
+        if seed + ATTACKER_SEED > MAX_SEED:
+            raise SpecError(
+                f"the default substitutes' seeds are the targets' + {ATTACKER_SEED}, which leaves no room above "
+                f"{MAX_SEED - ATTACKER_SEED}; give substitute_seeds", ("seeds", i),
+            )  # fmt: skip
+    return [seed + ATTACKER_SEED for seed in seeds]
 
 
 def _named_substitute(entry: NamedDefense | str, i: int, own: dict[str, NamedDefense]) -> NamedDefense:
@@ -304,7 +380,8 @@ def _attacks(given: list[Attack] | None, default: list[dict[str, Any]], dataset:
         if attack in attacks[:i]:
             raise SpecError(f"the attack {attack.label()} is given twice", (path, i))
         if path == "transfer" and attack.kind == "none":
-            raise SpecError("clean images cannot be transferred; name an attack", (path, i, "kind"))
+            allowed = [kind for kind in ATTACKS if kind != "none"]
+            raise SpecError("clean images cannot be transferred; name an attack", (path, i, "kind"), allowed)
     return attacks
 
 
@@ -323,19 +400,17 @@ def _plan_evaluation(job: EvaluateJob, execution: Execution, models: Models) -> 
     return result
 
 
-def _existing(
-    entry: ModelByKey | ModelBySpec, path: tuple[str | int, ...], execution: Execution, models: Models
-) -> Model:
+def _existing(entry: ModelByKey | ModelBySpec, path: Path, execution: Execution, models: Models) -> Model:
     if isinstance(entry, ModelByKey):
         train = models.by_key(entry.key)
         if train is None:
             raise SpecError("no trained model has this key; GET /models lists them", (*path, "key"))
     else:
         dataset = DATASETS[entry.dataset]()
-        wanted = _train_stage(
-            entry.defense, entry.training, entry.network, dataset, entry.seed, execution, path
-        )  # fmt: skip
-        train = models.like(wanted)
+        defense = _resolved(entry.defense, entry.training, dataset)
+        training = resolve_training(entry.training, dataset, lambda field: (*path, "training", field))
+        network = _network(entry.network, dataset, path)
+        train = models.like(_train_stage(defense, training, network, dataset, entry.seed, execution))
         if train is None:
             raise SpecError('no such model has been trained; post it as a job of kind "train" first', path)
     return Model(train, entry.name or train.defense.label())

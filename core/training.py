@@ -253,6 +253,7 @@ class _Run:
     def _record(self, losses: dict[str, Tensor]) -> None:
         total = self.training.iterations
         if self.iteration % max(1, total // CURVE_POINTS) != 0 and self.iteration != total:
+            self.monitor.progress(self.iteration, total)
             return
         figures = {name: loss.item() for name, loss in losses.items()}
         for name, value in figures.items():
