@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +24,9 @@ class ArtifactStore:
         """Return the sha256 under which `data` is now stored, synced to disk and read back."""
         sha256 = hashlib.sha256(data).hexdigest()
         path = self.path(sha256)
-        if not self._sound(path, sha256):
+        if self._sound(path, sha256):
+            os.utime(path)  # as good as new: garbage collection spares what was put lately
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_atomically(path, data)
             if not self._sound(path, sha256):
@@ -43,6 +46,15 @@ class ArtifactStore:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ArtifactCorrupt(f"artifact {sha256} has been altered on disk")
         return data
+
+    def unused(self, kept: set[str], older_than: float) -> Iterator[Path]:
+        """Yield the files that are not `kept` and were last put before that moment (seconds since 1970).
+
+        What a process has put and not yet recorded is young. Leftovers of a writer that died are among the old.
+        """
+        for path in self._folder.glob("??/??/*"):
+            if path.name not in kept and path.stat().st_mtime < older_than:
+                yield path
 
     def _sound(self, path: Path, sha256: str) -> bool:
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256

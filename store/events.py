@@ -18,8 +18,8 @@ def append(session: Session, job_id: int, kind: str, data: dict[str, Any]) -> No
     session.execute(insert(Event).values(job_id=job_id, seq=seq, at=db_now(), kind=kind, data=data))
 
 
-def tell_jobs(session: Session, stage_ids: Iterable[int], kind: str, data: dict[str, Any]) -> list[int]:
-    """Append an event to every live job that wants one of the stages; return those jobs, locked, in id order."""
+def lock_jobs(session: Session, stage_ids: Iterable[int]) -> list[int]:
+    """Return the live jobs that want one of the stages, locked, in id order."""
     jobs = session.scalars(
         select(Job.id)
         .where(
@@ -28,10 +28,16 @@ def tell_jobs(session: Session, stage_ids: Iterable[int], kind: str, data: dict[
         )
         .order_by(Job.id)
         .with_for_update()
-    ).all()
+    )
+    return list(jobs)
+
+
+def tell_jobs(session: Session, stage_ids: Iterable[int], kind: str, data: dict[str, Any]) -> list[int]:
+    """Append an event to every live job that wants one of the stages; return those jobs, locked, in id order."""
+    jobs = lock_jobs(session, stage_ids)
     for job_id in jobs:
         append(session, job_id, kind, data)
-    return list(jobs)
+    return jobs
 
 
 def since(session: Session, job_id: int, seq: int, limit: int = 500) -> list[Event]:

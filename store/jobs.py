@@ -61,9 +61,12 @@ def submit(session: Session, wanted: Submission, plan: Plan) -> tuple[int, list[
     )  # fmt: skip
     assert job_id is not None  # noqa: S101 - INSERT ... RETURNING returns a row
     _attach(session, job_id, ids, plan)
-    _revive(session, list(ids.values()), wanted.priority)
+    lifted = _revive(session, list(ids.values()), wanted.priority)
     bells = _open(session, list(ids.values()))
     events.append(session, job_id, "job.queued", {"stages": len(ids)})
+    _join_running(session, job_id)
+    for waiting in events.lock_jobs(session, lifted):
+        roll_up(session, waiting)  # a cancelled job waits no longer for a stage that now goes on
     roll_up(session, job_id)
     return job_id, bells
 
@@ -183,8 +186,9 @@ def _evaluation_rows(plan: Plan, ids: dict[str, int]) -> list[dict[str, Any]]:
     return rows
 
 
-def _revive(session: Session, ids: Sequence[int], priority: int) -> None:
-    """Give failed and cancelled stages a new life, lift a cancellation under way, and raise priorities."""
+def _revive(session: Session, ids: Sequence[int], priority: int) -> list[int]:
+    """Give failed and cancelled stages a new life and raise priorities; return stages no longer to be cancelled."""
+    lifted: list[int] = []
     for chunk in _chunks(ids):
         session.execute(
             update(Stage)
@@ -194,9 +198,27 @@ def _revive(session: Session, ids: Sequence[int], priority: int) -> None:
                 error=None, finished_at=None, announced_at=0.0,
             )
         )  # fmt: skip
-        session.execute(update(Stage).where(Stage.id.in_(chunk)).values(cancel_requested=False))
+        stopping = update(Stage).where(Stage.id.in_(chunk), Stage.cancel_requested.is_(True))
+        lifted += session.scalars(stopping.values(cancel_requested=False).returning(Stage.id))
         lower = (Stage.id.in_(chunk), Stage.state.in_(LIVE), Stage.priority < priority)
         session.execute(update(Stage).where(*lower).values(priority=priority))
+    return lifted
+
+
+def _join_running(session: Session, job_id: int) -> None:
+    """Note that a job which came while some of its stages run is running."""
+    running = session.execute(
+        select(Stage.key, Stage.title)
+        .join(JobStage, JobStage.stage_id == Stage.id)
+        .where(JobStage.job_id == job_id, Stage.state == StageState.RUNNING)
+        .order_by(JobStage.position)
+    ).all()
+    for stage in running:
+        events.append(session, job_id, "stage.running", {"key": stage.key, "title": stage.title})
+    if running:
+        session.execute(
+            update(Job).where(Job.id == job_id).values(state=JobState.RUNNING, started_at=db_now())
+        )  # fmt: skip
 
 
 def _open(session: Session, ids: Sequence[int]) -> list[Bell]:
@@ -225,8 +247,10 @@ def cancel(session: Session, job_id: int) -> JobState | None:
         select(Stage.id).where(Stage.id.in_(mine), Stage.state.in_(LIVE)).order_by(Stage.id).with_for_update()
     ).all()
     state = session.scalar(select(Job.state).where(Job.id == job_id).with_for_update())
-    if state is None or state in JOB_ENDED:
-        return state and JobState(state)
+    if state is None:
+        return None
+    if state == JobState.CANCELLING or state in JOB_ENDED:
+        return JobState(state)
     session.execute(update(Job).where(Job.id == job_id).values(cancel_requested=True, state=JobState.CANCELLING))
     events.append(session, job_id, "job.cancelling", {})
     for chunk in _chunks(locked):

@@ -330,7 +330,7 @@ def _substitute_axes(rows: Iterable[_Row], names: dict[str, str]) -> list[Axis]:
         key = f"{recipe}:{e.attack_id}"
         axes.setdefault(key, Axis(key, label, recipe=recipe, attack=e.attack))
     order = list(names)
-    return sorted(axes.values(), key=lambda axis: order.index(str(axis.recipe)))
+    return sorted(axes.values(), key=lambda axis: (order.index(str(axis.recipe)), _attack_order(axis)))
 
 
 def _cells(rows: Iterable[_Row], where: Callable[[Evaluation], tuple[str, str]]) -> dict[tuple[str, str], Cell]:

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import Select, and_, delete, exists, func, insert, literal, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from store import events
-from store.database import db_now
+from store.database import db_now, storable
 from store.models import (
     ENDED,
     JOB_ENDED,
@@ -132,8 +132,8 @@ def renew(
 
 def write_log(session: Session, stage_id: int, fence: int, lines: Iterable[tuple[float, str]]) -> None:
     """Append lines to the stage's log, unless the fence is stale."""
-    held = session.scalar(select(Stage.id).where(_held(stage_id, fence)))
-    rows = [{"stage_id": stage_id, "fence": fence, "at": at, "line": line} for at, line in lines]
+    held = session.scalar(select(Stage.id).where(_held(stage_id, fence)).with_for_update())
+    rows = [{"stage_id": stage_id, "fence": fence, "at": at, "line": storable(line)} for at, line in lines]
     if held is not None and rows:
         session.execute(insert(StageLog), rows)
 
@@ -183,7 +183,7 @@ def succeed(
             stage_id=stage_id, fence=fence, payload=payload, environment=environment, created_at=db_now()
         )
     )
-    for stored in artifacts:
+    for stored in sorted(artifacts, key=lambda artifact: artifact.sha256):  # one order for all who store the same
         _record_artifact(session, stored)
         session.execute(insert(StageArtifact).values(stage_id=stage_id, name=stored.name, sha256=stored.sha256))
     session.execute(delete(Checkpoint).where(Checkpoint.stage_id == stage_id))
@@ -201,17 +201,25 @@ def succeed(
 def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, final: bool, max_failures: int) -> None:
     """End an attempt that raised: back to ready after a backoff, or failed for good, with the cause.
 
+    Where cancellation was asked for, the stage is not tried again for nobody: it is cancelled.
+
     Raises:
         StaleFence: the claim is lost; nothing was written.
     """
-    failures = session.scalar(select(Stage.failures).where(_held(stage_id, fence)).with_for_update())
-    if failures is None:
+    held = session.execute(
+        select(Stage.failures, Stage.cancel_requested).where(_held(stage_id, fence)).with_for_update()
+    ).one_or_none()
+    if held is None:
         raise StaleFence
-    failures += 1
+    failures = held.failures + 1
+    if not final and held.cancel_requested:
+        _cancel(session, stage_id, fence, "failed", error, failures=failures)
+        return
     if not final and failures < max_failures:
-        stage = _end(session, stage_id, fence, StageState.READY, "failed", error, failures=failures)
-        delay = min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (failures - 1))
-        session.execute(update(Stage).where(Stage.id == stage_id).values(not_before=db_now() + delay))
+        later = db_now() + min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (failures - 1))
+        stage = _end(
+            session, stage_id, fence, StageState.READY, "failed", error, failures=failures, not_before=later
+        )  # fmt: skip
         data = {"key": stage and stage.key, "message": error.get("message"), "attempt": failures}
         events.tell_jobs(session, [stage_id], "stage.retrying", data)
         return
@@ -221,27 +229,35 @@ def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, 
 
 def confirm_cancelled(session: Session, stage_id: int, fence: int) -> None:
     """End an attempt that stopped because cancellation was asked for; a job that came meanwhile gets it back."""
-    wanted = session.scalar(select(Stage.cancel_requested).where(_held(stage_id, fence)).with_for_update())
-    if wanted is None:
-        return
-    if not wanted:
-        release(session, stage_id, fence)
-        return
-    stage = _end(session, stage_id, fence, StageState.CANCELLED, "cancelled", None)
-    _settle(session, [stage_id], "stage.cancelled", {"key": stage and stage.key, "title": stage and stage.title})
+    release(session, stage_id, fence)
 
 
 def release(session: Session, stage_id: int, fence: int) -> list[Bell]:
-    """Give a stage back unharmed, as a worker does that was asked to stop; return its bell."""
-    stage = _end(session, stage_id, fence, StageState.READY, "released", None)
-    if stage is None:
+    """Give a stage back unharmed, as a worker does that was asked to stop; return its bell.
+
+    Where cancellation was asked for, also of a worker that had not heard of it, the stage is cancelled.
+    """
+    cancelling = session.scalar(select(Stage.cancel_requested).where(_held(stage_id, fence)).with_for_update())
+    if cancelling is None:
         return []
+    if cancelling:
+        _cancel(session, stage_id, fence, "cancelled", None)
+        return []
+    stage = _end(session, stage_id, fence, StageState.READY, "released", None)
     events.tell_jobs(session, [stage_id], "stage.released", {"key": stage.key, "title": stage.title})
     return [Bell(stage_id, stage.queue)]
 
 
+def _cancel(
+    session: Session, stage_id: int, fence: int, outcome: str, error: dict[str, Any] | None, /, **more: Any
+) -> None:
+    """End a held stage that nobody wants any more, and settle the jobs that wait for its end."""
+    stage = _end(session, stage_id, fence, StageState.CANCELLED, outcome, error, **more)
+    _settle(session, [stage_id], "stage.cancelled", {"key": stage.key, "title": stage.title})
+
+
 def _end(
-    session: Session, stage_id: int, fence: int, state: StageState, outcome: str, error: dict[str, Any] | None,
+    session: Session, stage_id: int, fence: int, state: StageState, outcome: str, error: dict[str, Any] | None, /,
     **more: Any,
 ) -> Any:  # fmt: skip
     """Return the stage's row after moving it out of running under `fence`; None where the fence is stale."""
@@ -310,16 +326,16 @@ def wake(session: Session, locked: Sequence[int]) -> list[Bell]:
     return [Bell(row.id, row.queue) for row in rows]
 
 
-def _end_descendants(session: Session, stage_id: int, title: str | None, event: str, error: dict[str, Any]) -> None:
-    """Cancel everything that needed a stage which failed for good, and settle the jobs."""
+def _live_below(stage_id: int) -> Select[int]:
+    """Return the query for the stages that need this one, directly or through others, and have not ended."""
     tree = select(StageParent.stage_id).where(StageParent.parent_id == stage_id).cte(recursive=True)
     tree = tree.union(select(StageParent.stage_id).join(tree, StageParent.parent_id == tree.c.stage_id))
-    below = session.scalars(
-        select(Stage.id)
-        .where(Stage.id.in_(select(tree.c.stage_id)), Stage.state.in_(LIVE))
-        .order_by(Stage.id)
-        .with_for_update()
-    ).all()
+    return select(Stage.id).where(Stage.id.in_(select(tree.c.stage_id)), Stage.state.in_(LIVE))
+
+
+def _end_descendants(session: Session, stage_id: int, title: str | None, event: str, error: dict[str, Any]) -> None:
+    """Cancel everything that needed a stage which failed for good, and settle the jobs."""
+    below = session.scalars(_live_below(stage_id).order_by(Stage.id).with_for_update()).all()
     reason = {"cause": "parent", "message": f"it needs a stage that failed: {title}: {error.get('message')}"}
     session.execute(
         update(Stage).where(Stage.id.in_(below)).values(state=StageState.CANCELLED, error=reason, finished_at=db_now())
@@ -353,51 +369,50 @@ def roll_up(session: Session, job_id: int) -> bool:
 
 
 def _job_end(states: set[str]) -> JobState | None:
+    """Return how a job ends that nobody cancelled: a cancelled stage of it needed one that failed."""
     if states & set(LIVE):
         return None
-    if StageState.FAILED in states:
-        return JobState.FAILED
-    return JobState.CANCELLED if StageState.CANCELLED in states else JobState.SUCCEEDED
+    return JobState.SUCCEEDED if states <= {StageState.SUCCEEDED} else JobState.FAILED
 
 
 def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
-    """Take back stages whose lease has expired; return the bells of those that may run again."""
-    expired = session.execute(
+    """Take back stages whose lease has expired; return the bells of those that may run again.
+
+    All stages are locked before all jobs. What somebody else holds, a stopped process maybe, waits for the next time.
+    """
+    expired = (Stage.state == StageState.RUNNING, Stage.lease_expires <= db_now())
+    orphans = session.scalars(select(Stage.id).where(*expired).order_by(Stage.id).limit(limit)).all()
+    trees = {stage_id: session.scalars(_live_below(stage_id)).all() for stage_id in orphans}
+    every = sorted(set(orphans).union(*trees.values()))
+    lock = select(Stage.id).where(Stage.id.in_(every)).order_by(Stage.id).with_for_update(skip_locked=True)
+    locked = set(session.scalars(lock))
+    mine = [stage_id for stage_id in orphans if {stage_id, *trees[stage_id]} <= locked]
+    rows = session.execute(
         select(Stage.id, Stage.fence, Stage.cancel_requested, Stage.losses, Stage.lease_owner)
-        .where(Stage.state == StageState.RUNNING, Stage.lease_expires <= db_now())
+        .where(Stage.id.in_(mine), *expired)
         .order_by(Stage.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
     ).all()
-    bells: list[Bell] = []
-    for row in expired:
-        bells += _take_back(session, row, max_losses)
-    return bells
+    events.lock_jobs(session, every)
+    return [bell for row in rows for bell in _take_back(session, row, max_losses)]
 
 
 def _take_back(session: Session, row: Any, max_losses: int) -> list[Bell]:
     """Return the bell of one orphan. The fence rises here too, so its old holder is inert from this commit on."""
     losses = row.losses + 1
-    error = {
-        "cause": "lost",
-        "message": f"worker {row.lease_owner} stopped renewing its lease (loss {losses} of {max_losses})",
-    }
+    message = f"worker {row.lease_owner} stopped renewing its lease (loss {losses} of {max_losses})"
+    error = {"cause": "lost", "message": message}
+    more = {"losses": losses, "fence": row.fence + 1}
     if row.cancel_requested:
-        state, outcome = StageState.CANCELLED, "lost"
-    else:
-        state, outcome = (StageState.FAILED if losses >= max_losses else StageState.READY), "lost"
-    stage = _end(session, row.id, row.fence, state, outcome, error, losses=losses)
-    session.execute(update(Stage).where(Stage.id == row.id).values(fence=Stage.fence + 1))
-    if state == StageState.READY:
-        delay = min(MAX_BACKOFF_SECONDS, 2.0 ** (losses - 1) - 1)
-        session.execute(update(Stage).where(Stage.id == row.id).values(not_before=db_now() + delay))
-        events.tell_jobs(session, [row.id], "stage.lost", {"key": stage.key, "message": error["message"]})
-        return [Bell(row.id, stage.queue)]
-    if state == StageState.FAILED:
+        _cancel(session, row.id, row.fence, "lost", error, **more)
+        return []
+    if losses >= max_losses:
+        stage = _end(session, row.id, row.fence, StageState.FAILED, "lost", error, **more)
         _end_descendants(session, row.id, stage.title, "stage.failed", error)
-    else:
-        _settle(session, [row.id], "stage.cancelled", {"key": stage.key, "title": stage.title})
-    return []
+        return []
+    later = db_now() + min(MAX_BACKOFF_SECONDS, 2.0 ** (losses - 1) - 1)
+    stage = _end(session, row.id, row.fence, StageState.READY, "lost", error, **more, not_before=later)
+    events.tell_jobs(session, [row.id], "stage.lost", {"key": stage.key, "message": message})
+    return [Bell(row.id, stage.queue)]
 
 
 def repair(session: Session, limit: int = 200) -> tuple[list[Bell], int]:
@@ -418,7 +433,7 @@ def repair(session: Session, limit: int = 200) -> tuple[list[Bell], int]:
     )
     finished = session.scalars(
         select(Job.id)
-        .where(Job.state.not_in(JOB_ENDED), ~live)
+        .where(or_(Job.state == JobState.CANCELLING, and_(Job.state.not_in(JOB_ENDED), ~live)))
         .order_by(Job.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -446,6 +461,7 @@ def unheard(session: Session, alive_seconds: float, resend_seconds: float) -> li
             )
             .order_by(Stage.priority.desc(), Stage.id)
             .limit(hands)
+            .with_for_update(skip_locked=True)
         ).all()
         bells += [Bell(stage_id, queue) for stage_id in ready]
     session.execute(update(Stage).where(Stage.id.in_([bell.stage_id for bell in bells])).values(announced_at=db_now()))

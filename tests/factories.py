@@ -14,14 +14,11 @@ from sqlalchemy.orm import Session
 
 from core.execution import Execution
 from core.jobs import AnyJob, Job
-from core.plan import Model, Plan, PlannedEvaluation, plan
-from core.stages.craft import Craft
-from core.stages.evaluate import Evaluate
-from core.stages.train import Train
+from core.plan import Plan, plan
 from store import jobs, stages
 from store.database import Database, db_now
 from store.jobs import Submission, TrainedModels
-from store.models import Base, Stage, StageState
+from store.models import Base, Stage
 from store.stages import Bell, Claim, StoredArtifact
 
 EXECUTION = Execution(threads=1)
@@ -203,53 +200,5 @@ def everything(database: Database) -> dict[str, list[Any]]:
 def empty(database: Database) -> None:
     """Forget every row."""
     with database.write() as session:
-        if not database.is_sqlite:
-            session.execute(text("SET LOCAL lock_timeout = '2s'"))
         for table in reversed(Base.metadata.sorted_tables):
             session.execute(table.delete())
-
-
-def train_spec(seed: int = 0, kind: str = "natural", execution: Execution = EXECUTION) -> Train:
-    """Return one train stage."""
-    spec = trainings([seed], kind)
-    return planned(spec, execution=execution).targets[0].train
-
-
-def grid(
-    targets: Sequence[Train], substitutes: Sequence[Train], *, pairing: str = "same", limit: int = IMAGES
-) -> Plan:
-    """Return a plan that shows every substitute's FGSM examples to every target, whatever their seeds."""
-    attack = TypeAdapter(Any).validate_python(planned(body()).stages)
-    fgsm = next(one.evaluation.attack for one in attack.values() if one.evaluation and one.evaluation.substitute)
-    device = targets[0].execution.device
-    named = {train.identity(): Model(train, train.defense.label()) for train in (*targets, *substitutes)}
-    mine = [named[train.identity()] for train in targets]
-    theirs = [named[train.identity()] for train in substitutes]
-    found = Plan(targets[0].dataset, device, pairing, targets=mine, substitutes=theirs)
-    for model in named.values():
-        found.add(model.train, f"train {model.label} {model.train.seed}", 1.0, 0)
-    for substitute in theirs:
-        craft = Craft(substitute=substitute.key, attack=fgsm, limit=limit, execution=substitute.train.execution)
-        made = found.add(craft, f"craft on {substitute.label} {substitute.train.seed}", 1.0, limit)
-        for target in mine:
-            spec = Evaluate(target=target.key, examples=made, limit=limit, execution=target.train.execution)
-            seen = PlannedEvaluation(target.key, substitute.key, fgsm)
-            title = f"evaluate {target.label} {target.train.seed} from {substitute.label} {substitute.train.seed}"
-            found.add(spec, title, 1.0, limit, evaluation=seen)
-    return found
-
-
-def post_plan(database: Database, wanted: Plan, *, priority: int = 0, suite: str | None = None) -> int:
-    """Submit a plan as it is and return the job's id."""
-    with database.write() as session:
-        submission = Submission("benchmark", {}, "", suite, [], priority)
-        return jobs.submit(session, submission, wanted)[0]
-
-
-def unfinished(database: Database) -> list[str]:
-    """Return the titles of the stages that have not ended."""
-    with database.read() as session:
-        live = select(Stage.title).where(
-            Stage.state.in_([StageState.BLOCKED, StageState.READY, StageState.RUNNING])
-        )  # fmt: skip
-        return list(session.scalars(live.order_by(Stage.id)))

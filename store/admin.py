@@ -1,0 +1,106 @@
+"""`python -m store.admin`: look after a service's database and artifacts, on a machine that reaches both.
+
+The `gauntlet` command runs it for `doctor`, `gc`, `backup` and `restore`: nothing is deleted over HTTP.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from sqlalchemy import delete, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from core.errors import ArtifactCorrupt, GauntletError
+from store import migrate
+from store.artifacts import ArtifactStore, open_store
+from store.backup import backup, referenced, restore
+from store.database import Database
+from store.invariants import violations
+from store.models import Artifact
+from store.settings import settings
+
+GRACE_HOURS = 24.0
+"""Artifacts put within this time are never collected: a stage may be about to record them."""
+
+
+def doctor(database: Database, store: ArtifactStore, *, artifacts: bool = True) -> list[str]:
+    """Return what is wrong with a live service: schema, invariants, stored bytes; empty where all is well."""
+    found, expected = migrate.revision_of(database), migrate.head()
+    if found != expected:
+        return [f"the schema is at {found}, this code needs {expected}: run `alembic upgrade head`"]
+    with database.read() as session:
+        wrong = violations(session)
+        kept = referenced(session) if artifacts else set[str]()
+    for sha256 in sorted(kept):
+        try:
+            store.get(sha256)
+        except ArtifactCorrupt as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def collect(database: Database, store: ArtifactStore, grace_hours: float, *, dry_run: bool) -> tuple[int, int]:
+    """Return number and bytes of the artifacts that nothing refers to, deleted unless `dry_run`."""
+    with database.read() as session:
+        kept = referenced(session)
+    unused = list(store.unused(kept, time.time() - 3600 * grace_hours))
+    size = sum(path.stat().st_size for path in unused)
+    if dry_run:
+        return len(unused), size
+    names = {path.name for path in unused}
+    with database.write() as session:
+        # a row that came since then keeps its bytes
+        names -= referenced(session)
+        rows = set(session.scalars(select(Artifact.sha256))) & names
+        for sha256 in sorted(rows):
+            session.execute(delete(Artifact).where(Artifact.sha256 == sha256))
+    for path in unused:
+        if path.name in names:
+            path.unlink(missing_ok=True)
+    return len(names), size
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return 0 where all is well or done, 1 where something is wrong."""
+    options = _parser().parse_args(argv)
+    chosen = settings()
+    database = Database(chosen.sql_url)
+    try:
+        return _run(options, database, open_store(chosen.artifacts))
+    except (GauntletError, SQLAlchemyError) as error:
+        print(f"gauntlet {options.command}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    finally:
+        database.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gauntlet", description="Look after a service's database and artifacts.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser("doctor", help="check the invariants and every artifact; exit 1 where one is broken")
+    check.add_argument("--no-artifacts", action="store_true", help="leave the stored bytes out")
+    clean = commands.add_parser("gc", help="delete artifacts that nothing refers to")
+    clean.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")
+    clean.add_argument("--grace-hours", type=float, default=GRACE_HOURS, help="spare what was put lately (default: 24)")
+    for name, says in (("backup", "write everything to a new tar file"), ("restore", "read it into an empty service")):
+        commands.add_parser(name, help=says).add_argument("file", type=Path)
+    return parser
+
+
+def _run(options: argparse.Namespace, database: Database, store: ArtifactStore) -> int:
+    if options.command == "doctor":
+        wrong = doctor(database, store, artifacts=not options.no_artifacts)
+        print("\n".join(wrong) or "every invariant holds")
+        return 1 if wrong else 0
+    if options.command == "gc":
+        number, size = collect(database, store, options.grace_hours, dry_run=options.dry_run)
+        print(f"{number} artifacts, {size} bytes {'would be' if options.dry_run else 'were'} deleted")
+        return 0
+    counts = (backup if options.command == "backup" else restore)(database, store, options.file)
+    print(", ".join(f"{name}: {count}" for name, count in counts.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Settings come from the environment, then from `.env`, then from their defaults."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from store.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """No setting in the environment, and a working directory without `.env`."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_defaults_need_no_server(clean: Path):
+    chosen = Settings()
+    assert (chosen.host, chosen.port) == ("127.0.0.1", 8000)
+    assert chosen.sql_url == f"sqlite:///{clean / 'var' / 'gauntlet.db'}"
+    assert chosen.artifacts == (clean / "var" / "artifacts").as_uri()
+    assert chosen.redis_url == ""
+    assert (chosen.heartbeat_seconds, chosen.lease_seconds) == (10, 60)
+
+
+def test_a_lease_outlasts_lost_heartbeats():
+    chosen = Settings()
+    assert chosen.lease_seconds >= 3 * chosen.heartbeat_seconds
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("postgresql://u:p@h/n", "postgresql+psycopg://u:p@h/n"),
+        ("postgres://u:p@h/n?sslmode=require", "postgresql+psycopg://u:p@h/n?sslmode=require"),
+        ("postgresql+psycopg://u:p%40@h:5432/n", "postgresql+psycopg://u:p%40@h:5432/n"),
+        ("sqlite:////tmp/x.db", "sqlite:////tmp/x.db"),
+    ],
+)
+def test_database_urls(monkeypatch: pytest.MonkeyPatch, given: str, expected: str):
+    monkeypatch.setenv("DATABASE_URL", given)
+    assert Settings().sql_url == expected
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, clean: Path):
+    (clean / ".env").write_text("PORT=9001\nHOST=0.0.0.0\nLEASE_SECONDS=5\nSOMETHING_ELSE=1\n")
+    monkeypatch.setenv("PORT", "9002")
+    chosen = Settings()
+    assert (chosen.host, chosen.port, chosen.lease_seconds) == ("0.0.0.0", 9002, 5)
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch):
+    for name in ("PORT", "DATABASE_URL", "REDIS_URL", "ARTIFACT_URL", "STATE_DIR"):
+        monkeypatch.setenv(name, "")
+    assert Settings() == Settings.model_construct(**Settings().model_dump())
+    assert Settings().port == 8000
+
+
+def test_folders_are_absolute_and_home_is_known(monkeypatch: pytest.MonkeyPatch, clean: Path):
+    monkeypatch.setenv("STATE_DIR", "state")
+    monkeypatch.setenv("DATA_DIR", "~/data")
+    monkeypatch.setenv("HOME", str(clean / "home"))
+    assert Settings().state_dir == clean / "state"
+    assert Settings().data_dir == clean / "home" / "data"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "0"),
+        ("PORT", "x"),
+        ("LEASE_SECONDS", "0"),
+        ("MAX_LOSSES", "0"),
+        ("DEVICE", "tpu"),
+        ("CPU_THREADS", "-1"),
+    ],
+)
+def test_nonsense_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError, match=name.lower()):
+        Settings()
+
+
+def test_every_setting_is_documented():
+    assert all(field.description for field in Settings.model_fields.values())
