@@ -3,17 +3,19 @@
 ApiError
 ├── NotFound      404
 ├── Conflict      409
+├── TooLarge      413
 ├── Invalid       422
 └── Unavailable   503
 """
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError
+from pydantic import BaseModel, Field
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
@@ -24,6 +26,8 @@ from core.jobs import BenchmarkJob, EvaluateJob, ModelByKey, ModelBySpec, NamedD
 from core.networks import NETWORKS
 
 RETRY_SECONDS = 5
+QueryText = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+"""Text of a query parameter, as a job's texts are; PostgreSQL holds no NUL."""
 
 
 class FieldError(BaseModel):
@@ -79,6 +83,13 @@ class Conflict(ApiError):
     code = "conflict"
 
 
+class TooLarge(ApiError):
+    """The body is larger than anything that makes sense here."""
+
+    status = 413
+    code = "too_large"
+
+
 class Invalid(ApiError):
     """The request is understood and wrong."""
 
@@ -118,27 +129,56 @@ def of_validation(errors: list[Any], body: Any) -> Invalid:
 
 def _field(error: Any, body: Any) -> FieldError:
     location = list(error["loc"])
+    message, allowed = _said(error)
+    path = _path(location, body)
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append("kind")
+    elif error["type"] == "missing":
+        path.append(str(location[-1]))
+    return FieldError(path=".".join(path), message=message, allowed=allowed)
+
+
+def _said(error: Any) -> tuple[str, list[str] | None]:
+    """Return what a validator's error says to a user, and what would be accepted where that can be listed."""
     context = error.get("ctx") or {}
-    message = error["msg"].removeprefix("Value error, ")
-    allowed = None
+    message, allowed = error["msg"].removeprefix("Value error, "), context.get("allowed")
     if error["type"] in ("literal_error", "enum"):
-        allowed = [part.strip(" '") for part in str(context.get("expected", "")).replace(" or ", ",").split(",")]
+        allowed = _listed(str(context.get("expected", "")).replace(" or ", ","))
     elif error["type"] == "union_tag_invalid":
-        location.append("kind")
-        allowed = [part.strip(" '") for part in context["expected_tags"].split(",")]
+        allowed = _listed(context["expected_tags"])
         message = f"unknown kind {context['tag']!r}; allowed: {', '.join(allowed)}"
     elif error["type"] == "union_tag_not_found":
-        location.append("kind")
-        message = 'needs a "kind"'
+        allowed = _kinds_at(error["loc"])
+        message = 'needs a "kind"' + (f"; allowed: {', '.join(allowed)}" if allowed else "")
     elif error["type"] == "extra_forbidden":
-        allowed = _known_fields(location[:-1])
+        allowed = _known_fields(error["loc"][:-1])
         message = "unknown field" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
-    elif error["type"] == "missing":
-        message = "this field is required"
-    return FieldError(path=_path(location, body), message=message, allowed=allowed)
+    return _PLAIN.get(error["type"], message), allowed
 
 
-def _known_fields(location: list[Any]) -> list[str] | None:
+_PLAIN = {
+    "missing": "this field is required",
+    "model_type": "expected a JSON object",
+    "model_attributes_type": "expected a JSON object",
+    "string_unicode": "holds half a surrogate pair, which is no character",
+    "invalid_key": "the name of a field holds half a surrogate pair, which is no character",
+}
+"""What pydantic says in terms of Python or of itself, by type of error."""
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip(" '") for part in text.split(",")]
+
+
+def _kinds_at(location: Sequence[Any]) -> list[str] | None:
+    """Return the kinds of what stands where the validator's location points."""
+    registries: dict[Any, Mapping[str, Any]] = {
+        "defense": DEFENSES, "bare": DEFENSES, "network": NETWORKS, "attacks": ATTACKS, "transfer": ATTACKS,
+    }  # fmt: skip
+    return next((sorted(registries[part]) for part in reversed(location) if part in registries), None)
+
+
+def _known_fields(location: Sequence[Any]) -> list[str] | None:
     """Return the fields of the innermost model that the validator's location names."""
     models: dict[str, Any] = {
         **NETWORKS, **ATTACKS, **DEFENSES, "training": TrainingRequest, "named": NamedDefense,
@@ -151,19 +191,16 @@ def _known_fields(location: list[Any]) -> list[str] | None:
     return None
 
 
-def _path(location: list[Any], body: Any) -> str:
+def _path(location: Sequence[Any], body: Any) -> list[str]:
     """Return the location as the user wrote it: without the tags a validator puts in to tell union members apart."""
     path: list[str] = []
     here = body
-    for position, part in enumerate(location):
-        last = position == len(location) - 1
-        if isinstance(here, dict) and (part in here or last):
+    for part in location:
+        inside = isinstance(here, dict) and part in here
+        if inside or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
             path.append(str(part))
-            here = here.get(part)
-        elif isinstance(here, list) and isinstance(part, int):
-            path.append(str(part))
-            here = here[part] if part < len(here) else None
-    return ".".join(path)
+            here = here[part]
+    return path
 
 
 def reply(error: ApiError, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -186,20 +223,43 @@ def on_spec_error(_: Request, error: Exception) -> JSONResponse:
 def on_request_error(_: Request, error: Exception) -> JSONResponse:
     """Render parameters that do not fit their schema."""
     assert isinstance(error, RequestValidationError)  # noqa: S101 - the handler is registered for it
-    errors = list(error.errors())
-    if any(found["type"] == "json_invalid" for found in errors):
-        return reply(Invalid("the body is not JSON", [FieldError(path="", message=errors[0]["ctx"]["error"])]))
+    fields: list[FieldError] = []
+    for found in error.errors():
+        message, allowed = _said(found)
+        fields.append(
+            FieldError(path=".".join(str(part) for part in found["loc"][1:]), message=message, allowed=allowed)
+        )
+    return reply(Invalid("; ".join(f"{field.path}: {field.message}" for field in fields), fields))
+
+
+def known_parameters(request: Request) -> None:
+    """Return where every query parameter is one of the route's.
+
+    Raises:
+        Invalid: a name is unknown. A misspelt `dry_run` must not make a job, nor a misspelt filter list them all.
+    """
+    operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+    allowed = sorted(found["name"] for found in operation.get("parameters", []) if found["in"] == "query")
+    there = f"allowed: {', '.join(allowed)}" if allowed else "this address takes none"
     fields = [
-        FieldError(path=".".join(str(part) for part in found["loc"][1:]), message=found["msg"]) for found in errors
+        FieldError(path=name, message=f"unknown parameter; {there}", allowed=allowed)
+        for name in dict.fromkeys(request.query_params)
+        if name not in allowed
     ]
-    return reply(Invalid("; ".join(f"{field.path or 'body'}: {field.message}" for field in fields), fields))
+    if fields:
+        raise Invalid("; ".join(f"{field.path}: {field.message}" for field in fields), fields)
 
 
-def on_http_error(_: Request, error: Exception) -> JSONResponse:
-    """Render what the framework itself refuses: unknown paths, methods, bodies that are too large."""
+def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Render what the framework itself refuses: unknown paths and methods."""
     assert isinstance(error, HTTPException)  # noqa: S101 - the handler is registered for it
-    codes = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 400: "invalid"}
-    body = ErrorBody(code=codes.get(error.status_code, "error"), message=str(error.detail))
+    codes = {404: "not_found", 405: "method_not_allowed", 400: "invalid"}
+    messages = {
+        404: f"there is nothing at {request.url.path}; /docs lists what there is",
+        405: f"{request.method} is not possible at {request.url.path}; /docs lists what is",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    body = ErrorBody(code=codes.get(error.status_code, "error"), message=message)
     return JSONResponse(ErrorReply(error=body).model_dump(), error.status_code, error.headers)
 
 
@@ -209,4 +269,12 @@ def on_database_error(_: Request, error: Exception) -> JSONResponse:
     return reply(Unavailable("the database does not answer; nothing was changed"), {"Retry-After": str(RETRY_SECONDS)})
 
 
-DATABASE_ERRORS = (DBAPIError, PoolTimeout)
+DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
+
+
+def on_bug(_: Request, error: Exception) -> JSONResponse:
+    """Render what nobody expected; the server logs the traceback."""
+    body = ErrorBody(
+        code="internal", message=f"a bug in the service ({type(error).__name__}); its log has the traceback"
+    )
+    return JSONResponse(ErrorReply(error=body).model_dump(), 500)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
@@ -20,8 +20,6 @@ from core.jobs import AnyJob
 from core.suites import suites
 from store import migrate
 from store.settings import Settings, settings
-
-MAX_BODY = 256 * 1024
 
 
 def create_app(chosen: Settings | None = None) -> FastAPI:
@@ -42,7 +40,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         description="Benchmarks of adversarial defenses of image classifiers. Accuracies are shares in [0, 1]; "
         "eps and step sizes are in pixel units of [0, 1].",
         lifespan=lifespan,
-        max_body_size=MAX_BODY,
+        dependencies=[Depends(errors.known_parameters)],
     )
     for router in (jobs.router, events.router, results.router, stages.router, catalog.router, system.router):
         app.include_router(router)
@@ -52,6 +50,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, errors.on_http_error)
     for error in errors.DATABASE_ERRORS:
         app.add_exception_handler(error, errors.on_database_error)
+    app.add_exception_handler(Exception, errors.on_bug)
     app.openapi = lambda: _openapi(app)
     return app
 

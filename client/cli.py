@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,13 +14,19 @@ import yaml
 from client import tables
 from client.api import ApiRefused, Client
 
+ADMIN = ("doctor", "gc", "backup", "restore")
+"""Commands that run on the service's own machine."""
 PLAIN_SECONDS = 5.0
 """How often progress is printed where the output is no terminal."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Return the exit status of `gauntlet ARGUMENTS`."""
-    options = _parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] and given[0] in ADMIN:
+        # it needs the database and the artifacts, which the client never touches: another program's business
+        return subprocess.run([sys.executable, "-m", "store.admin", *given], check=False).returncode
+    options = _parser().parse_args(given)
     try:
         return options.run(options)
     except ApiRefused as refusal:
@@ -37,7 +44,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="gauntlet", description="Benchmarks of adversarial defenses.")
+    parser = argparse.ArgumentParser(
+        prog="gauntlet",
+        description="Benchmarks of adversarial defenses.",
+        epilog="On the service's own machine also: gauntlet doctor | gc | backup | restore (each with --help).",
+    )
     parser.add_argument("--url", help="the service (default: GAUNTLET_URL, else http://127.0.0.1:8000)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

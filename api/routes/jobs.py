@@ -1,6 +1,7 @@
 """Jobs: post, look at, list, cancel."""
 
 import json
+from collections import Counter
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -10,14 +11,23 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from api import views
-from api.errors import RESPONSES, Conflict, Invalid, NotFound, of_spec_error, of_validation
+from api.errors import (
+    RESPONSES,
+    Conflict,
+    Invalid,
+    NotFound,
+    QueryText,
+    TooLarge,
+    of_spec_error,
+    of_validation,
+)
 from api.schemas import JobPage, JobReply, ModelLabel, PlanReply, PlanStage
 from api.service import Service, ServiceDep
 from core.canonical import digest
 from core.datasets import DATASETS
 from core.errors import SpecError
 from core.jobs import AnyJob, Job
-from core.plan import Plan, plan
+from core.plan import Plan, plan, resolved
 from core.suites import expand_suite
 from store import jobs, waiting
 from store.models import JOB_ENDED, JobState, StageState
@@ -42,7 +52,13 @@ BODY = {
 }
 
 
-@router.post("/jobs", status_code=201, response_model=JobReply | PlanReply, openapi_extra=BODY)
+MAX_BODY = 256 * 1024
+PLANNED: dict[int | str, dict[str, Any]] = {
+    200: {"model": PlanReply, "description": "dry_run: what the job would take; nothing was stored."}
+}
+
+
+@router.post("/jobs", status_code=201, response_model=JobReply, responses=PLANNED, openapi_extra=BODY)
 async def post_job(
     request: Request,
     service: ServiceDep,
@@ -55,15 +71,37 @@ async def post_job(
     """
     from starlette.concurrency import run_in_threadpool
 
-    body = _json(await request.body())
+    body = _json(await _read(request))
     return await run_in_threadpool(_post, service, body, dry_run, idempotency_key)
+
+
+async def _read(request: Request) -> bytes:
+    """Return the body; one that is too large is refused before it is read to its end."""
+    refusal = TooLarge(f"the body is larger than {MAX_BODY} bytes; split the job")
+    if int(request.headers.get("content-length", 0)) > MAX_BODY:
+        raise refusal
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_BODY:
+            raise refusal
+    return bytes(raw)
 
 
 def _json(raw: bytes) -> Any:
     try:
-        return json.loads(raw)
+        return json.loads(raw.decode(), object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
-        raise Invalid(f"the body is not JSON: {error}") from None
+        raise Invalid(f"the body cannot be read as JSON: {error}") from None
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object; JSON leaves open what a name given twice means, so nobody can know what was wanted."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        double = next(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
+        raise ValueError(f"the field {double!r} is given twice in one object")
+    return found
 
 
 def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | None) -> Response:
@@ -93,8 +131,8 @@ def make_job(service: Service, suite: str | None, job: Job, key: tuple[str, str]
     with service.database.read() as session:
         planned = _planned(service, session, job)
     wanted = jobs.Submission(
-        kind=getattr(job, "kind", "benchmark"), spec=job.model_dump(mode="json", exclude_none=True),
-        name=job.name, suite=suite, tags=list(job.tags), priority=job.priority,
+        kind=getattr(job, "kind", "benchmark"),
+        spec=resolved(job, planned.dataset).model_dump(mode="json", exclude_none=True), name=job.name, suite=suite, tags=list(job.tags), priority=job.priority,
     )  # fmt: skip
     with service.database.write() as session:
         job_id, bells = jobs.submit(session, wanted, planned)
@@ -217,12 +255,12 @@ def get_job(job_id: JobId, service: ServiceDep) -> JobReply:
 @router.get("/jobs")
 def list_jobs(
     service: ServiceDep,
-    cursor: Annotated[int | None, Query(ge=1, description="From the page before.")] = None,
+    cursor: Annotated[int | None, Query(ge=1, le=2**62, description="From the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="Jobs per page.")] = 50,
     state: Annotated[JobState | None, Query(description="Only jobs in this state.")] = None,
-    name: Annotated[str | None, Query(max_length=200, description="Only jobs of this name.")] = None,
-    tag: Annotated[str | None, Query(max_length=60, description="Only jobs with this tag.")] = None,
-    suite: Annotated[str | None, Query(max_length=100, description="Only jobs posted as this suite.")] = None,
+    name: Annotated[QueryText | None, Query(description="Only jobs of this name.")] = None,
+    tag: Annotated[QueryText | None, Query(description="Only jobs with this tag.")] = None,
+    suite: Annotated[QueryText | None, Query(description="Only jobs posted as this suite.")] = None,
 ) -> JobPage:
     """List jobs, newest first."""
     with service.database.read() as session:

@@ -1,22 +1,25 @@
 """Results: the matrices, as JSON, CSV, Markdown or LaTeX."""
 
 import hashlib
+from fractions import Fraction
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from sqlalchemy.orm import Session
 
 from api import exports, views
-from api.errors import RESPONSES, NotFound
+from api.errors import RESPONSES, NotFound, QueryText
 from api.schemas import MatrixReply
 from api.service import ServiceDep
-from core.datasets import DATASETS
-from core.fields import format_pixels, parse_pixels
+from core.fields import MAX_SEED, Pixels, format_pixels
+from core.jobs import DatasetName
 from store import jobs, results
 from store.results import Filters, Matrix
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
+
+_pixels: TypeAdapter[Fraction] = TypeAdapter(Pixels)
 
 MEDIA = {
     "json": "application/json",
@@ -31,27 +34,27 @@ class MatrixQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    job: Annotated[int, Field(ge=1)] | None = None
+    job: Annotated[int, Field(ge=1, le=2**62)] | None = None
     """Only what this job asked for."""
-    suite: str | None = None
+    suite: QueryText | None = None
     """Only jobs posted as this suite."""
-    dataset: str | None = None
+    dataset: DatasetName | None = None
     """Dataset."""
     device: Literal["cpu", "cuda"] | None = None
     """Device class."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Test images behind each evaluation."""
-    network: str | None = None
+    network: QueryText | None = None
     """Architecture."""
-    attack: str | None = None
+    attack: QueryText | None = None
     """Kind of attack."""
-    eps: str | None = None
+    eps: QueryText | None = None
     """Radius of the attack, as a number or a fraction."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Steps of the attack."""
-    label: list[str] = []
+    label: list[QueryText] = []
     """Only these models; may be repeated."""
-    seed: list[int] = []
+    seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = []
     """Only targets of these seeds; may be repeated."""
     pairing: Literal["same", "independent"] | None = None
     """Which substitutes a target meets; left out, as the newest job said."""
@@ -61,14 +64,7 @@ class MatrixQuery(BaseModel):
     @field_validator("eps")
     @classmethod
     def _exact(cls, value: str | None) -> str | None:
-        return None if value is None else format_pixels(parse_pixels(value))
-
-    @field_validator("dataset")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None and value not in DATASETS:
-            raise ValueError(f"unknown dataset {value!r}; allowed: {', '.join(sorted(DATASETS))}")
-        return value
+        return None if value is None else format_pixels(_pixels.validate_python(value))
 
     def filters(self) -> Filters:
         """Return the query as the store takes it."""

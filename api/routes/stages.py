@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 
 from api import views
-from api.errors import RESPONSES, NotFound
+from api.errors import RESPONSES, NotFound, QueryText
 from api.schemas import LogLine, ModelReply, StageDetail, WorkerReply
 from api.service import ServiceDep
 from core.errors import ArtifactCorrupt
@@ -45,7 +45,7 @@ def _attempt(row: Attempt) -> dict[str, Any]:
 def get_log(
     key: Sha256,
     service: ServiceDep,
-    after: Annotated[int, Query(ge=0, description="Lines to leave out, from the start.")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Lines to leave out, from the start.")] = 0,
     limit: Annotated[int, Query(ge=1, le=5000, description="Lines at most.")] = 1000,
 ) -> list[LogLine]:
     """Answer with the lines of a stage's log, oldest first."""
@@ -57,7 +57,9 @@ def get_log(
         return [LogLine(at=line.at, fence=line.fence, line=line.line) for line in lines]
 
 
-@router.get("/artifacts/{sha256}", response_class=Response)
+@router.get(
+    "/artifacts/{sha256}", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}}
+)
 def get_artifact(sha256: Sha256, service: ServiceDep) -> Response:
     """Answer with stored bytes, verified against their sha256."""
     with service.database.read() as session:
@@ -75,7 +77,7 @@ def get_artifact(sha256: Sha256, service: ServiceDep) -> Response:
 @router.get("/models")
 def list_models(
     service: ServiceDep,
-    dataset: Annotated[str | None, Query(max_length=60, description="Only models trained on it.")] = None,
+    dataset: Annotated[QueryText | None, Query(description="Only models trained on it.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Models at most.")] = 200,
 ) -> list[ModelReply]:
     """List trained models, newest first."""

@@ -4,7 +4,6 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from sqlalchemy import text
 
-from api.errors import RESPONSES
 from api.schemas import HealthReply
 from api.service import Service, ServiceDep
 from store import migrate, workers
@@ -18,7 +17,7 @@ def healthz() -> HealthReply:
     return HealthReply(status="ok")
 
 
-@router.get("/readyz", responses={503: RESPONSES[503]})
+@router.get("/readyz", response_model=HealthReply, responses={503: {"model": HealthReply}})
 def readyz(service: ServiceDep) -> JSONResponse:
     """Answer 200 when the database answers, stands at this code's revision, and artifacts can be stored."""
     checks = {"database": _database(service), "artifacts": _artifacts(service)}

@@ -1,0 +1,283 @@
+"""Matrices over HTTP: shape, forms, filters, and what a cell says that has nothing to say."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+
+from api.exports import COLUMNS
+from core.statistics import wilson
+from tests import factories
+from tests.api.house import LITTLE, House
+
+WHITEBOX, BLACKBOX = "/results/whitebox-matrix", "/results/blackbox-matrix"
+NAUGHTY = r"50 % & _more_ #1 {x} $y$ ~z^2 \o |p|"
+
+
+def cell(matrix: dict[str, Any], row: str, column: str) -> dict[str, Any]:
+    rows = [axis["label"] for axis in matrix["rows"]]
+    columns = [axis["label"] for axis in matrix["columns"]]
+    return matrix["cells"][rows.index(row)][columns.index(column)]
+
+
+@pytest.fixture(scope="class")
+def awkward(lasting_house: House) -> House:
+    named = [{"defense": {"kind": "natural"}, "name": NAUGHTY}, {"defense": {"kind": "e2sad"}, "name": "=SUM(1)"}]
+    body = {name: value for name, value in LITTLE.items() if name != "defense"}
+    lasting_house.post({**body, "defenses": named, "substitutes": [NAUGHTY]})
+    lasting_house.work(60)
+    return lasting_house
+
+
+@pytest.fixture(scope="class")
+def varied(lasting_house: House) -> House:
+    attacks = [{"kind": "fgsm", "eps": "24/255"}, {"kind": "fgsm"}, {"kind": "ifgsm", "steps": 10},
+               {"kind": "ifgsm", "steps": 30}]  # fmt: skip
+    lasting_house.post({**LITTLE, "seeds": [0, 1], "attacks": attacks})
+    lasting_house.post({"suite": "quickstart", "training": {"iterations": 2}, "limit": 7, "seeds": [3]})
+    lasting_house.work(60)
+    return lasting_house
+
+
+class TestEmpty:
+    """Without evaluations there is no table, and that is no error."""
+
+    @pytest.mark.parametrize("address", [WHITEBOX, BLACKBOX])
+    def test_an_empty_database(self, house: House, address: str):
+        matrix = house.get(address)
+        assert matrix == {
+            "matrix": matrix["matrix"], "scope": None, "pairing": None, "rows": [], "columns": [], "cells": [],
+            "others": [], "cautions": [],
+        }  # fmt: skip
+        assert house.client.get(address, params={"format": "csv"}).text == ",".join(COLUMNS) + "\n"
+        assert "no evaluations" in house.client.get(address, params={"format": "markdown"}).text
+        assert "no evaluations" in house.client.get(address, params={"format": "latex"}).text
+
+    def test_a_job_that_evaluates_nothing(self, house: House):
+        job = house.post({"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}})
+        assert house.get(WHITEBOX, job=job["id"])["scope"] is None
+
+
+class TestShape:
+    """What a matrix is made of."""
+
+    def test_whitebox(self, house: House):
+        job = house.post(LITTLE)
+        house.work(60)
+        matrix = house.get(WHITEBOX)
+        assert matrix["matrix"] == "whitebox"
+        assert matrix["scope"] == {**matrix["scope"], "dataset": "mnist-mini", "device": "cpu", "images": 100}
+        assert "not comparable" in matrix["scope"]["note"]
+        assert [row["label"] for row in matrix["rows"]] == ["clean", "FGSM eps=0.3"]
+        assert matrix["rows"][1]["attack"]["eps"] == "0.3"
+        assert [column["label"] for column in matrix["columns"]] == ["natural H"]
+        target = next(model for model in job["models"] if model["role"] == "target")
+        assert matrix["columns"][0]["key"] == matrix["columns"][0]["recipe"] == target["recipe"]
+        low, high = wilson(60, 100)
+        found = cell(matrix, "FGSM eps=0.3", "natural H")
+        evaluation = found["seeds"][0].pop("evaluation")
+        assert house.get(f"/stages/{evaluation}")["result"] == {"n": 100, "n_correct": 60}
+        assert found == {
+            "accuracy": 0.6, "n": 100, "n_correct": 60, "interval": [low, high], "spread": None, "whitebox": True,
+            "reason": None,
+            "seeds": [{"seed": 0, "substitute_seed": 0, "accuracy": 0.6, "n": 100, "n_correct": 60,
+                       "interval": [low, high]}],
+        }  # fmt: skip
+
+    def test_blackbox(self, house: House):
+        house.post({**LITTLE, "substitutes": ["natural H", {"kind": "fgsm_adv"}]})
+        house.work(40)
+        matrix = house.get(BLACKBOX)
+        assert matrix["pairing"] == "same"
+        assert [row["label"] for row in matrix["rows"]] == ["natural H", "fgsm_adv H"]
+        assert [row["self_accuracy"] for row in matrix["rows"]] == [0.4, 0.4]
+        assert [[found["whitebox"] for found in row] for row in matrix["cells"]] == [[True], [False]]
+        assert matrix["rows"][0]["key"].startswith(matrix["rows"][0]["recipe"])
+
+    def test_several_seeds_are_pooled_with_their_spread(self, house: House):
+        house.post(LITTLE)
+        house.work(60)
+        house.post({**LITTLE, "seeds": [0, 1]})
+        house.work(80)
+        found = cell(house.get(WHITEBOX), "clean", "natural H")
+        assert (found["n"], found["n_correct"], found["accuracy"]) == (200, 140, 0.7)
+        assert found["spread"] == pytest.approx(0.2)
+        assert [(seed["seed"], seed["n_correct"]) for seed in found["seeds"]] == [(0, 60), (1, 80)]
+        low, high = found["interval"]
+        assert low < 0.6 < 0.8 < high, "Student's t over two seeds is wide"
+
+    def test_the_caution_of_an_ill_conditioned_spec_stands_beside_the_table(self, house: House):
+        house.post({**LITTLE, "defense": {"kind": "e2sad", "second_step": "literal"}})
+        assert any("ill-conditioned" in line for line in house.get(WHITEBOX)["cautions"])
+
+
+class TestMissing:
+    """A cell without a count is null with its reason, never 0."""
+
+    def test_before_anything_has_run(self, house: House):
+        house.post(LITTLE)
+        for address in (WHITEBOX, BLACKBOX):
+            cells = [found for row in house.get(address)["cells"] for found in row]
+            assert cells
+            for found in cells:
+                assert (found["accuracy"], found["interval"], found["n"], found["seeds"]) == (None, None, 0, [])
+                assert found["reason"] == "seed 0: not finished (blocked)"
+
+    def test_in_every_form(self, house: House):
+        house.post(LITTLE)
+        rows = list(csv.DictReader(io.StringIO(house.client.get(WHITEBOX, params={"format": "csv"}).text)))
+        assert {(row["accuracy"], row["n"], row["reason"]) for row in rows} == {
+            ("", "0", "seed 0: not finished (blocked)")}  # fmt: skip
+        assert "| clean | -- |" in house.client.get(WHITEBOX, params={"format": "markdown"}).text
+        assert r"clean & -- \\" in house.client.get(WHITEBOX, params={"format": "latex"}).text
+
+    def test_a_failed_stage_gives_its_cause(self, house: House):
+        house.post({**LITTLE, "substitutes": []})
+        database = house.service.database
+        factories.succeed(database, factories.claim(database))
+        factories.fail(database, factories.claim(database), message="out of memory")
+        house.work(50)
+        reasons = {found["reason"] for row in house.get(WHITEBOX)["cells"] for found in row}
+        assert any(reason and "out of memory" in reason for reason in reasons)
+
+    def test_a_seed_that_is_missing_is_named_beside_those_that_are_there(self, house: House):
+        house.post(LITTLE)
+        house.work(60)
+        house.post({**LITTLE, "seeds": [0, 1]})
+        found = cell(house.get(WHITEBOX), "clean", "natural H")
+        assert (found["accuracy"], found["reason"]) == (0.6, "seed 1: not finished (blocked)")
+
+    def test_a_pair_that_nobody_asked_for(self, house: House):
+        house.post({**LITTLE, "attacks": [{"kind": "fgsm"}]})
+        house.post({**LITTLE, "defense": {"kind": "e2sad"}, "attacks": [{"kind": "pgd"}]})
+        found = cell(house.get(WHITEBOX), "FGSM eps=0.3", "e2sad S")
+        assert (found["accuracy"], found["n"]) == (None, 0)
+        assert found["reason"].startswith("not evaluated: no job in this scope asks for this pair")
+
+    def test_zero_correct_is_zero_and_not_missing(self, house: House):
+        house.post(LITTLE)
+        house.work(0)
+        found = cell(house.get(WHITEBOX), "clean", "natural H")
+        assert (found["accuracy"], found["n"], found["n_correct"], found["reason"]) == (0, 100, 0, None)
+        assert "| clean | 0.00 ±" in house.client.get(WHITEBOX, params={"format": "markdown"}).text
+
+
+class TestForms:
+    """CSV, Markdown, LaTeX."""
+
+    @pytest.mark.parametrize(
+        ("form", "media"),
+        [("json", "application/json"), ("csv", "text/csv; charset=utf-8"), ("latex", "application/x-latex"),
+         ("markdown", "text/markdown; charset=utf-8")],
+    )  # fmt: skip
+    def test_by_parameter_or_by_accept(self, awkward: House, form: str, media: str):
+        by_parameter = awkward.client.get(WHITEBOX, params={"format": form})
+        by_accept = awkward.client.get(WHITEBOX, headers={"Accept": media.partition(";")[0]})
+        assert by_parameter.headers["content-type"].startswith(media)
+        assert by_accept.text == by_parameter.text
+        assert by_parameter.headers["vary"] == "Accept"
+
+    def test_csv_has_a_line_per_cell_and_no_formula(self, awkward: House):
+        rows = list(csv.DictReader(io.StringIO(awkward.client.get(WHITEBOX, params={"format": "csv"}).text)))
+        assert len(rows) == 4
+        assert {row["column"] for row in rows} == {NAUGHTY, "'=SUM(1)"}
+        assert {(row["accuracy"], row["n"], row["n_correct"], row["seeds"]) for row in rows} == {
+            ("0.6", "100", "60", "0")
+        }
+        assert all(float(row["low"]) < 0.6 < float(row["high"]) for row in rows)
+        assert {(row["dataset"], row["device"], row["images"]) for row in rows} == {("mnist-mini", "cpu", "100")}
+
+    def test_markdown_is_one_table(self, awkward: House):
+        text = awkward.client.get(BLACKBOX, params={"format": "markdown"}).text
+        head, rule, *body = text.splitlines()[:3]
+        assert head == "|  | " + NAUGHTY.replace("|", r"\|") + " | =SUM(1) |"
+        assert rule == "| --- | ---: | ---: |"
+        assert body[0].endswith(" | 60.00 ±9.43 | 60.00 ±9.43 |")
+        assert "first 100 test images, cpu, pairing same" in text
+
+    def test_latex_escapes_everything_special(self, awkward: House):
+        text = awkward.client.get(WHITEBOX, params={"format": "latex"}).text
+        assert r"50 \% \& \_more\_ \#1 \{x\} \$y\$ \textasciitilde{}z\textasciicircum{}2 \textbackslash{}o |p|" in text
+        assert r"clean & 60.00 $\pm$ 9.43 & 60.00 $\pm$ 9.43 \\" in text
+        assert text.startswith("% Accuracy in per cent")
+        assert text.count(r"\begin{tabular}{lrr}") == text.count(r"\end{tabular}") == 1
+
+
+class TestFilters:
+    """Every filter narrows; without any the newest comparable group answers."""
+
+    @pytest.mark.parametrize(
+        ("query", "rows"),
+        [
+            ({}, ["clean", "FGSM eps=24/255", "FGSM eps=0.3", "IFGSM eps=0.3 k=10", "IFGSM eps=0.3 k=30"]),
+            ({"attack": "fgsm"}, ["FGSM eps=24/255", "FGSM eps=0.3"]),
+            ({"attack": "none"}, ["clean"]),
+            ({"eps": "0.3"}, ["FGSM eps=0.3", "IFGSM eps=0.3 k=10", "IFGSM eps=0.3 k=30"]),
+            ({"eps": "3/10", "steps": 30}, ["IFGSM eps=0.3 k=30"]),
+            ({"eps": "24/255"}, ["FGSM eps=24/255"]),
+            ({"eps": "8/85"}, ["FGSM eps=24/255"]),
+            ({"steps": 10}, ["IFGSM eps=0.3 k=10"]),
+            ({"network": "svhn_cnn"}, []),
+            ({"network": "mnist_cnn", "attack": "none"}, ["clean"]),
+            ({"label": "natural H", "attack": "none"}, ["clean"]),
+            ({"label": "no such"}, []),
+        ],
+        ids=str,
+    )
+    def test_of_attacks_and_models(self, varied: House, query: dict[str, Any], rows: list[str]):
+        matrix = varied.get(WHITEBOX, limit=100, **query)
+        assert [row["label"] for row in matrix["rows"]] == rows
+
+    def test_the_newest_group_is_shown_and_the_others_are_named(self, varied: House):
+        matrix = varied.get(WHITEBOX)
+        assert matrix["scope"]["images"] == 7
+        assert [other["images"] for other in matrix["others"]] == [100]
+        assert varied.get(WHITEBOX, limit=100)["scope"]["images"] == 100
+        assert varied.get(WHITEBOX, limit=101)["scope"] is None
+        assert varied.get(WHITEBOX, dataset="svhn")["scope"] is None
+        assert varied.get(WHITEBOX, device="cuda")["scope"] is None
+
+    def test_by_job_and_suite(self, varied: House):
+        assert len(varied.get(WHITEBOX, job=1)["columns"]) == 1
+        assert [column["label"] for column in varied.get(WHITEBOX, suite="quickstart")["columns"]] == [
+            "Natural H", "FGSM H", "IFGSM-10 H", "e2SAD S"]  # fmt: skip
+        by_job, by_suite = varied.get(WHITEBOX, job=2), varied.get(WHITEBOX, suite="quickstart")
+        assert (by_job["rows"], by_job["cells"]) == (by_suite["rows"], by_suite["cells"])
+        assert (by_job["others"], len(by_suite["others"])) == ([], 1)
+        labels = varied.get(BLACKBOX, suite="quickstart", label=["e2SAD S", "FGSM H"])["columns"]
+        assert [column["label"] for column in labels] == ["FGSM H", "e2SAD S"]
+
+    def test_by_seed(self, varied: House):
+        both, one = (varied.get(WHITEBOX, limit=100, **query) for query in ({}, {"seed": 1}))
+        assert {found["n"] for row in both["cells"] for found in row} == {200}
+        assert {found["n"] for row in one["cells"] for found in row} == {100}
+        assert varied.get(WHITEBOX, limit=100, seed=[0, 1]) == both
+
+    def test_by_pairing(self, varied: House):
+        assert varied.get(BLACKBOX, limit=100)["pairing"] == "same"
+        other = varied.get(BLACKBOX, limit=100, pairing="independent")
+        assert (other["pairing"], other["rows"]) == ("independent", [])
+
+
+class TestCaching:
+    """An answer that has not changed is not sent again."""
+
+    def test_it_is_304_until_it_changes(self, house: House):
+        house.post(LITTLE)
+        first = house.client.get(WHITEBOX)
+        same = house.client.get(WHITEBOX, headers={"If-None-Match": first.headers["etag"]})
+        assert (same.status_code, same.content) == (304, b"")
+        assert same.headers["etag"] == first.headers["etag"]
+        house.work(60)
+        changed = house.client.get(WHITEBOX, headers={"If-None-Match": first.headers["etag"]})
+        assert changed.status_code == 200
+        assert changed.headers["etag"] != first.headers["etag"]
+
+    def test_every_form_has_a_tag_of_its_own(self, small_house: House):
+        small_house.post(LITTLE)
+        tags = {
+            small_house.client.get(WHITEBOX, params={"format": form}).headers["etag"]
+            for form in ("json", "csv", "markdown", "latex")
+        }
+        assert len(tags) == 4

@@ -1,0 +1,217 @@
+"""Health, readiness, the catalog, the OpenAPI document, stages and artifacts; and what the process never loads."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from core.attacks import ATTACKS
+from core.datasets import DATASETS
+from core.defenses import DEFENSES
+from core.networks import NETWORKS
+from core.stages import STAGES
+from store import migrate
+from store.database import Database
+from tests import factories
+from tests.api.conftest import document, opened
+from tests.api.house import LITTLE, House
+
+KINDS = {"attacks": ATTACKS, "defenses": DEFENSES, "networks": NETWORKS, "stages": STAGES}
+
+
+def execute(url: str, statement: str) -> None:
+    database = Database(url)
+    with database.write() as session:
+        session.execute(text(statement))
+    database.close()
+
+
+class TestHealth:
+    """/healthz, /readyz, and starting."""
+
+    def test_alive_and_ready(self, house: House):
+        assert house.get("/healthz") == {"status": "ok", "checks": {}}
+        ready = house.get("/readyz")
+        assert (ready["status"], ready["checks"]["database"], ready["checks"]["artifacts"]) == ("ok", "ok", "ok")
+        assert ready["checks"]["keeper"].startswith("no keeper is running")
+
+    def test_not_ready_at_a_foreign_revision(self, house: House, database_url: str):
+        execute(database_url, "UPDATE alembic_version SET version_num = 'from_afar'")
+        answer = house.client.get("/readyz")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+        assert "the schema is at from_afar" in answer.json()["checks"]["database"]
+        assert house.client.get("/healthz").status_code == 200
+
+    def test_not_ready_without_an_artifact_store(self, small_house: House):
+        folder = small_house.service.settings.state_dir / "artifacts"
+        folder.parent.mkdir(exist_ok=True)
+        for path in sorted(folder.rglob("*"), reverse=True) if folder.exists() else []:
+            path.unlink() if path.is_file() else path.rmdir()
+        if folder.exists():
+            folder.rmdir()
+        folder.write_text("a file where the folder should be")
+        answer = small_house.client.get("/readyz")
+        assert answer.status_code == 503
+        assert "does not take bytes" in answer.json()["checks"]["artifacts"]
+
+    def test_a_database_that_is_away(self, postgres_server: Any, postgres_url: str, tmp_path: Path, data_dir: Path):
+        with opened(postgres_url, tmp_path, data_dir) as house:
+            house.post(LITTLE)
+            postgres_server.drop_database(postgres_url.rpartition("/")[2])
+            ready = house.client.get("/readyz")
+            assert ready.status_code == 503
+            assert "does not answer" in ready.json()["checks"]["database"]
+            for answer in (house.client.get("/jobs"), house.client.post("/jobs", json=LITTLE)):
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+                assert answer.json()["error"]["code"] == "unavailable"
+
+    @pytest.mark.parametrize("revision", [None, "from_afar"])
+    def test_it_refuses_to_start_on_another_schema(
+        self, database_url: str, tmp_path: Path, data_dir: Path, revision: str | None
+    ):
+        execute(database_url, f"UPDATE alembic_version SET version_num = '{revision}'" if revision
+                else "DELETE FROM alembic_version")  # fmt: skip
+        with (
+            pytest.raises(
+                RuntimeError, match=f"at revision {revision}, this code needs {migrate.head()}: run `alembic"
+            ),
+            opened(database_url, tmp_path, data_dir),
+        ):
+            pass
+
+
+class TestCatalog:
+    """/catalog and OpenAPI say everything that can be asked for."""
+
+    def test_every_kind_with_fields_units_bounds_and_defaults(self, small_house: House):
+        catalog = small_house.get("/catalog")
+        for group, kinds in KINDS.items():
+            assert set(catalog[group]) == set(kinds)
+            for name, cls in kinds.items():
+                assert catalog[group][name]["version"] == cls.version
+                assert set(catalog[group][name]["schema"]["properties"]) == set(cls.model_fields)
+        eps = catalog["attacks"]["ifgsm"]["schema"]["properties"]["eps"]
+        assert (eps["default"], "pixel units" in eps["description"]) == ("0.3", True)
+        steps = catalog["attacks"]["ifgsm"]["schema"]["properties"]["steps"]
+        assert (steps["minimum"], steps["maximum"], steps["default"]) == (1, 10_000, 10)
+
+    def test_every_dataset_and_whether_it_is_here(self, sqlite_url: str, tmp_path: Path):
+        with opened(sqlite_url, tmp_path / "state", tmp_path / "empty") as house:
+            datasets = house.get("/catalog")["datasets"]
+        assert set(datasets) == set(DATASETS)
+        assert [name for name, found in datasets.items() if found["installed"]] == ["mnist-mini"]
+        assert "run `gauntlet data mnist`" in datasets["mnist"]["remedy"]
+        assert datasets["svhn"]["defaults"]["e2sad"]["dissimilarity_weight"] == 0.3
+        assert datasets["mnist"]["eps"] == "0.3"
+        assert len(datasets["mnist"]["panel"]) == 6
+
+    def test_openapi_has_every_kind_and_every_reference_resolves(self, small_house: House):
+        found = small_house.get("/openapi.json")
+        schemas = found["components"]["schemas"]
+        for kinds in (ATTACKS, DEFENSES, NETWORKS):
+            for name, cls in kinds.items():
+                properties = schemas[cls.__name__]["properties"]
+                assert properties["kind"]["const"] == name
+                assert set(properties) == set(cls.model_fields)
+        for job in ("BenchmarkJob", "TrainJob", "EvaluateJob", "SuiteRequest", "ErrorReply"):
+            assert job in schemas
+        references = set(_references(found))
+        assert references
+        assert {name.removeprefix("#/components/schemas/") for name in references} <= set(schemas)
+        body = found["paths"]["/jobs"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert body == {"$ref": "#/components/schemas/JobRequest"}
+
+    def test_every_address_says_what_it_does(self):
+        for path, operations in document()["paths"].items():
+            for method, operation in operations.items():
+                assert operation.get("description"), f"{method} {path}"
+                for parameter in operation.get("parameters", []):
+                    if parameter["name"] not in ("accept", "if-none-match", "idempotency-key", "key", "job_id"):
+                        assert parameter.get("description") or parameter["schema"].get("description"), parameter
+
+
+def _references(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        own = [value["$ref"]] if isinstance(value.get("$ref"), str) else []
+        return own + [reference for inner in value.values() for reference in _references(inner)]
+    return [reference for inner in value for reference in _references(inner)] if isinstance(value, list) else []
+
+
+class TestStages:
+    """/stages, logs, /artifacts, /models."""
+
+    def test_a_stage_with_everything_known_of_it(self, house: House):
+        job = house.post(LITTLE)
+        craft = next(stage for stage in job["stages"] if stage["kind"] == "craft")
+        house.work(60)
+        found = house.get(f"/stages/{craft['key']}")
+        assert (found["kind"], found["state"], found["queue"], found["fence"]) == ("craft", "succeeded", "cpu", 1)
+        assert found["spec"]["attack"]["kind"] in ("fgsm", "ifgsm")
+        assert found["parents"] == [found["spec"]["substitute"]]
+        assert [attempt["outcome"] for attempt in found["attempts"]] == ["succeeded"]
+        assert set(found["artifacts"]) == {"examples"}
+        assert house.get(f"/stages/{craft['key']}/log") == []
+
+    def test_an_artifact_is_its_bytes_or_is_not_given(self, small_house: House):
+        data = b"weights"
+        small_house.post({"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}})
+        database = small_house.service.database
+        claim = factories.claim(database)
+        sha256 = small_house.service.store.put(data)
+        with database.write() as session:
+            kept = factories.StoredArtifact("weights", sha256, len(data), "application/x-safetensors")
+            factories.stages.succeed(session, claim.stage_id, claim.fence, {}, {}, [kept])
+        answer = small_house.client.get(f"/artifacts/{sha256}")
+        assert (answer.content, answer.headers["content-type"]) == (data, "application/x-safetensors")
+        assert hashlib.sha256(answer.content).hexdigest() == sha256 == answer.headers["etag"].strip('"')
+        small_house.service.store.path(sha256).write_bytes(b"weights!")
+        broken = small_house.client.get(f"/artifacts/{sha256}")
+        assert broken.status_code == 404
+        assert "altered on disk" in broken.json()["error"]["message"]
+
+    def test_models_are_listed_with_their_clean_accuracy(self, house: House):
+        house.post({**LITTLE, "defense": {"kind": "e2sad", "eps1": "24/255"}})
+        house.work(60)
+        models = {model["label"]: model for model in house.get("/models")}
+        assert set(models) == {"e2sad eps1=24/255 S", "fgsm_adv H"}
+        e2sad = models["e2sad eps1=24/255 S"]
+        assert (e2sad["clean_accuracy"], e2sad["n"], e2sad["seed"], e2sad["dataset"]) == (0.6, 100, 0, "mnist-mini")
+        assert e2sad["defense"]["eps1"] == "24/255"
+        assert house.get("/models", dataset="mnist") == []
+        assert len(house.get("/models", limit=1)) == 1
+
+
+PROGRAM = """
+import json, sys
+from api.main import create_app
+loaded = "torch" in sys.modules
+from starlette.testclient import TestClient
+from store.settings import Settings
+from tests import factories
+job = {"dataset": "mnist-mini", "defense": {"kind": "e2sad"}, "limit": 9, "seeds": [0, 1], "substitute_seeds": [0, 1]}
+chosen = Settings(_env_file=None, state_dir=sys.argv[1], database_url=sys.argv[2], redis_url="", device="auto")
+with TestClient(create_app(chosen)) as client:
+    status = [client.post("/jobs?dry_run=1", json=job).status_code, client.post("/jobs", json=job).status_code]
+    factories.finish(client.app.state.service.database)
+    for path in ("/jobs/1", "/jobs", "/catalog", "/suites", "/models", "/workers", "/readyz", "/openapi.json",
+                 "/results/whitebox-matrix", "/results/blackbox-matrix?format=latex", "/jobs/1/events"):
+        status.append(client.get(path).status_code)
+print(json.dumps({"loaded": loaded, "status": status,
+                  "modules": [name for name in ("torch", "torchvision", "numpy", "scipy") if name in sys.modules]}))
+"""
+
+
+def test_the_process_never_loads_torch(sqlite_url: str, tmp_path: Path):
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), sqlite_url], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": "."},
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    said = json.loads(found.stdout)
+    assert said == {"loaded": False, "status": [200, 201, *[200] * 11], "modules": []}
