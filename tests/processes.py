@@ -16,22 +16,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from client.api import ENDED, Client
+import httpx
+
+from client.api import ENDED, ApiRefused, Client
 from tests import servers
 
 QUICK = {
     "HEARTBEAT_SECONDS": "0.5",
     "LEASE_SECONDS": "3",
     "KEEPER_SECONDS": "0.3",
-    "CHECKPOINT_SECONDS": "0",
+    "CHECKPOINT_SECONDS": "0.25",
     "CPU_THREADS": "1",
 }
-"""Orphans are noticed within seconds, and every iteration is a checkpoint."""
-LEASE = 3.0
+"""Orphans are noticed within seconds."""
+LEASE = float(QUICK["LEASE_SECONDS"])
 STOP_SECONDS = 20.0
 LOG_LINES = 40
 T = TypeVar("T")
@@ -87,7 +89,7 @@ class Process:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=servers.die_with_parent(),  # noqa: PLW1509 - one system call
+                preexec_fn=servers.die_with_parent(),
             )
 
     @property
@@ -191,6 +193,14 @@ class Processes:
     def __getitem__(self, name: str) -> Process:
         return self._now[name]
 
+    def get(self, name: str) -> Process | None:
+        """Return the newest process of that name, if there ever was one."""
+        return self._now.get(name)
+
+    def post(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Return a new job."""
+        return self.client.post_job(spec)
+
     def workers(self) -> list[dict[str, Any]]:
         """Return the live workers as the API lists them."""
         return [worker for worker in self.client.get("/workers") if worker["alive"]]
@@ -198,10 +208,11 @@ class Processes:
     def finished(self, job: dict[str, Any], seconds: float = 60.0) -> dict[str, Any]:
         """Return the job once it has ended; a service that is away for a moment is waited for."""
         deadline = time.monotonic() + seconds
-        for job in self.client.watch(job["id"], every=0.1):  # noqa: B020 - the newest is the one to show
-            if job["state"] in ENDED:
-                break
+        while job["state"] not in ENDED:
             assert time.monotonic() < deadline, f"job {job['id']} has not ended: {_brief(job)}"
+            time.sleep(0.1)
+            with contextlib.suppress(httpx.TransportError, ApiRefused):
+                job = self.client.job(job["id"])
         return job
 
     def succeeded(self, job: dict[str, Any], seconds: float = 60.0) -> dict[str, Any]:
@@ -245,15 +256,6 @@ class Processes:
             for file in sorted(self.folder.glob("**/*.log"))
             for line in (f"----- {file}", *file.read_text(errors="replace").splitlines()[-LOG_LINES:])
         )
-
-    @contextlib.contextmanager
-    def explained(self) -> Iterator[None]:
-        """Add the logs to whatever is raised inside."""
-        try:
-            yield
-        except BaseException as error:
-            error.add_note(self.logs())
-            raise
 
     def close(self) -> None:
         """End everything."""

@@ -3,7 +3,10 @@
 import logging
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+
+from celery.platforms import SecurityWarning
 
 from store.settings import settings
 from worker.devices import queues
@@ -22,13 +25,18 @@ def _has_cuda() -> bool:
 def main() -> None:
     """Run the worker until it is told to stop."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    from worker.app import app
+    warnings.simplefilter("ignore", SecurityWarning)  # root is fine: messages are JSON, and never more than a hint
+    from worker.app import app, child
 
-    app.worker_main(
-        ["worker", "--pool", "prefork", "--concurrency", "1", "--queues", ",".join(queues(settings(), _has_cuda)),
-         "--hostname", "worker-%h", "--without-mingle", "--without-gossip", "--without-heartbeat",
-         "--loglevel", "WARNING"]
-    )  # fmt: skip
+    child.start()
+    try:
+        app.worker_main(
+            ["--quiet", "worker", "--pool", "solo", "--queues", ",".join(queues(settings(), _has_cuda)),
+             "--hostname", "worker-%h", "--without-mingle", "--without-gossip", "--without-heartbeat",
+             "--loglevel", "WARNING"]
+        )  # fmt: skip
+    finally:
+        child.stop()
 
 
 if __name__ == "__main__":

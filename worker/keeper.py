@@ -17,7 +17,8 @@ from worker.crashpoints import crashpoint
 log = logging.getLogger(__name__)
 
 LEASE = "keeper"
-HOLD_SECONDS = 10.0
+HOLD_SECONDS = 5.0
+"""How long at least a dead keeper keeps the others waiting."""
 RESEND_SECONDS = 3.0
 REPAIR_EVERY = 5
 
@@ -41,11 +42,20 @@ class Keeper:
             except Exception as error:
                 log.warning("keeper: %s", error)
             self._stop.wait(self._settings.keeper_seconds)
+        self._let_go()
         self._ringer.close()
 
     def stop(self, *_: object) -> None:
         """Ask the loop to end."""
         self._stop.set()
+
+    def _let_go(self) -> None:
+        """Let the next keeper act at once."""
+        try:
+            with self._database.write() as session:
+                workers.hold(session, LEASE, self._owner, 0)
+        except Exception as error:
+            log.warning("keeper: %s", error)
 
     def tick(self) -> None:
         """Act once, if this keeper holds the lease."""

@@ -1,20 +1,20 @@
 """One worker process: it registers, claims stages, keeps its lease alive from a thread, and stops when told to.
 
-The thread is the process's conscience. It renews the lease, carries progress and logs, hears of cancellations, and
-where SQL does not answer it stops the work before the lease ends by this process's own monotonic clock. Work that
-does not stop when told to is ended with the process.
+One thread renews the lease, carries progress and logs, and hears of cancellations. Another, which never waits for SQL,
+is the process's conscience: where the lease could not be renewed it stops the work before the lease ends by this
+process's own monotonic clock, and work that does not stop when told to it ends with the process.
 """
 
-import ctypes
 import logging
 import os
 import platform
-import signal
 import socket
 import threading
 import time
 import uuid
 from typing import Any
+
+from sqlalchemy.exc import IntegrityError
 
 from store import stages, workers
 from store.artifacts import open_store
@@ -28,16 +28,15 @@ from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
-PR_SET_PDEATHSIG = 1
-DRAIN_SIGNAL = signal.SIGUSR2
-"""Asks the child to checkpoint, give its stage back and take no more: from its parent, or when that dies."""
 GRACE_SECONDS = 8.0
 """How long work may take to notice that it was cancelled or lost before its process is ended."""
 EXIT_STUCK = 75
+PATIENCE_SECONDS = 1.0
+"""Between two attempts to register where SQL does not answer."""
 
 
 class WorkerProcess:
-    """The process that runs stages. Make it after the fork."""
+    """The process that runs stages."""
 
     def __init__(self, settings: Settings):
         self._settings = settings
@@ -47,30 +46,32 @@ class WorkerProcess:
         self._runner = StageRunner(settings, self._database, open_store(settings.artifacts), self._ringer)
         self._queues = queues(settings, lambda: device_class() == "cuda")
         self._ended = threading.Event()
-        self._draining = threading.Event()
+        self._draining = False
         self._watch: Watch | None = None
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._conscience = threading.Thread(target=self._guard, name="conscience", daemon=True)
 
     def start(self) -> None:
-        """Register and begin to report; load torch now, so that the first stage finds it warm."""
-        _end_with_parent()
+        """Register, waiting for SQL, and begin to report; load torch now, so that the first stage finds it warm."""
         row = self._describe()
-        with self._database.write() as session:
-            workers.register(session, row)
-        self._thread.start()
+        while not self._draining and not self._registered(row):
+            self._ended.wait(PATIENCE_SECONDS)
+        self._heart.start()
+        self._conscience.start()
         log.info("worker %s serves %s on %s", self._incarnation[:8], row["queues"], row["device_name"])
 
     def work(self) -> None:
         """Run ready stages until there are none, or until told to stop."""
-        while not self._draining.is_set():
+        while not self._draining:
+            asked = time.monotonic()
             claim = self._claim()
             if claim is None:
                 return
-            self._run(claim)
+            self._run(claim, asked)
 
     def drain(self) -> None:
         """Ask the work to checkpoint and stop, and take no more. Safe inside a signal handler."""
-        self._draining.set()
+        self._draining = True
         watch = self._watch
         if watch is not None:
             watch.stop("drain")
@@ -92,10 +93,21 @@ class WorkerProcess:
                 workers.report(session, self._incarnation, claim.stage_id, draining=False)
         return claim
 
-    def _run(self, claim: Claim) -> None:
-        watch = Watch(claim, self._settings.checkpoint_seconds, self._runner.keep_checkpoint)
+    def _registered(self, row: dict[str, Any]) -> bool:
+        try:
+            with self._database.write() as session:
+                workers.register(session, row)
+        except IntegrityError:
+            return True  # the attempt before was committed, though its answer was lost
+        except Exception as error:
+            log.warning("cannot register yet: %s", error)
+            return False
+        return True
+
+    def _run(self, claim: Claim, asked: float) -> None:
+        watch = Watch(claim, asked, self._settings.checkpoint_seconds, self._runner.keep_checkpoint)
         self._watch = watch
-        if self._draining.is_set():
+        if self._draining:
             watch.stop("drain")
         try:
             self._runner.run(claim, watch)
@@ -106,7 +118,7 @@ class WorkerProcess:
     def _report(self, stage_id: int | None) -> None:
         try:
             with self._database.write() as session:
-                workers.report(session, self._incarnation, stage_id, self._draining.is_set())
+                workers.report(session, self._incarnation, stage_id, self._draining)
         except Exception as error:
             log.warning("could not report: %s", error)
 
@@ -117,20 +129,25 @@ class WorkerProcess:
                 self._renew(watch)
             except Exception as error:
                 log.warning("heartbeat failed: %s", error)
-            if watch is not None:
-                self._enforce(watch)
 
     def _renew(self, watch: Watch | None) -> None:
-        with self._database.write() as session:
-            workers.report(session, self._incarnation, watch.claim.stage_id if watch else None, self._draining.is_set())
-            if watch is None:
-                return
-            asked = time.monotonic()
-            claim = watch.claim
-            cancel = stages.renew(
-                session, claim.stage_id, claim.fence, self._settings.lease_seconds, watch.latest_progress()
-            )
-            stages.write_log(session, claim.stage_id, claim.fence, watch.take_lines())
+        lines = watch.take_lines() if watch else []
+        try:
+            with self._database.write() as session:
+                stage_id = watch.claim.stage_id if watch else None
+                workers.report(session, self._incarnation, stage_id, self._draining)
+                if watch is None:
+                    return
+                asked = time.monotonic()
+                claim = watch.claim
+                cancel = stages.renew(
+                    session, claim.stage_id, claim.fence, self._settings.lease_seconds, watch.latest_progress()
+                )
+                stages.write_log(session, claim.stage_id, claim.fence, lines)
+        except Exception:
+            if watch is not None:
+                watch.put_back(lines)
+            raise
         if cancel is None and self._watch is watch:
             watch.stop("lost")
         elif cancel:
@@ -138,11 +155,17 @@ class WorkerProcess:
         else:
             watch.renewed_at(asked)
 
-    def _enforce(self, watch: Watch) -> None:
-        """Stop work whose lease is about to end, and end the process where told work does not stop."""
+    def _guard(self) -> None:
         margin = min(self._settings.heartbeat_seconds, self._settings.lease_seconds / 3)
-        if watch.since_renewal() > self._settings.lease_seconds - margin:
-            watch.stop("lost")
+        while not self._ended.wait(margin / 4):
+            watch = self._watch
+            if watch is not None:
+                self._enforce(watch, margin)
+
+    def _enforce(self, watch: Watch, margin: float) -> None:
+        """Stop work whose lease is about to end, and end the process where told work does not stop."""
+        if watch.since_renewal() > self._settings.lease_seconds - margin and watch.stop("lost"):
+            log.warning("stage %s is stopped: its lease could not be renewed", watch.claim.key[:12])
         if self._watch is watch and watch.overdue(GRACE_SECONDS):
             log.error("stage %s did not stop when told to; ending this process", watch.claim.key[:12])
             self._confirm(watch)
@@ -168,9 +191,3 @@ class WorkerProcess:
             "queues": self._queues,
             "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         }
-
-
-def _end_with_parent() -> None:
-    """Drain when the worker's main process dies without saying so."""
-    if platform.system() == "Linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, DRAIN_SIGNAL)

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core.datasets import DATASETS
@@ -35,6 +35,8 @@ _stage: TypeAdapter[Stage] = TypeAdapter(AnyStage)
 PUBLISH_WAITS = (0.1, 0.5, 1.0, 2.0, 5.0)
 FINAL = (SpecError, DatasetMissing)
 """Errors that the same spec meets again: they fail at once."""
+AWAY = (OperationalError, InterfaceError, PoolTimeout)
+"""The database does not answer: no fault of the stage, whose lease runs out and which then runs again."""
 
 
 class StageRunner:
@@ -61,19 +63,27 @@ class StageRunner:
             return
         except Interrupted as stop:
             bells = self._stopped(claim, watch, stop)
+        except AWAY as error:
+            log.warning("stage %s is left to its lease, the database does not answer: %s", claim.key[:12], error)
+            return
         except Exception as error:
             bells = self._failed(claim, watch, error)
         self._ringer.ring(bells)
 
     def keep_checkpoint(self, claim: Claim, data: bytes) -> None:
-        """Store a checkpoint and record it under the claim's fence; a lost claim stops the work."""
+        """Store a checkpoint and record it under the claim's fence; a lost claim stops the work.
+
+        One that cannot be kept, on a full disk or without SQL, is done without: the lease says how long work goes on.
+        """
         crashpoint("mid-checkpoint")
-        stored = StoredArtifact("checkpoint", self._store.put(data), len(data), "application/x-safetensors")
         try:
+            stored = StoredArtifact("checkpoint", self._store.put(data), len(data), "application/x-safetensors")
             with self._database.write() as session:
                 stages.add_checkpoint(session, claim.stage_id, claim.fence, stored)
         except StaleFence:
             raise Interrupted("lost") from None
+        except (*AWAY, OSError, ArtifactCorrupt) as error:
+            log.warning("no checkpoint of stage %s: %s", claim.key[:12], error)
 
     def _compute(self, claim: Claim, watch: Watch) -> Outcome:
         spec = _stage.validate_python(claim.spec)
@@ -87,11 +97,12 @@ class StageRunner:
             for name, (media_type, data) in outcome.artifacts.items()
         ]
         crashpoint("after-artifacts")
+        lines = watch.take_lines()
 
         def record() -> list[Bell]:
             crashpoint("before-result")
             with self._database.write() as session:
-                stages.write_log(session, claim.stage_id, claim.fence, watch.take_lines())
+                stages.write_log(session, claim.stage_id, claim.fence, lines)
                 return stages.succeed(session, claim.stage_id, claim.fence, outcome.payload, environment(), stored)
 
         bells = _insist(record)
@@ -102,10 +113,11 @@ class StageRunner:
         watch.add_line(f"stopped: {stop.reason}")
         if stop.reason == "lost":
             return []
+        lines = watch.take_lines()
 
         def record() -> list[Bell]:
             with self._database.write() as session:
-                stages.write_log(session, claim.stage_id, claim.fence, watch.take_lines())
+                stages.write_log(session, claim.stage_id, claim.fence, lines)
                 if stop.reason == "cancel":
                     stages.confirm_cancelled(session, claim.stage_id, claim.fence)
                     return []
@@ -121,10 +133,11 @@ class StageRunner:
             "traceback": traceback.format_exc(limit=30),
         }
         watch.add_line(f"failed: {cause['cause']}: {cause['message']}")
+        lines = watch.take_lines()
 
         def record() -> list[Bell]:
             with self._database.write() as session:
-                stages.write_log(session, claim.stage_id, claim.fence, watch.take_lines())
+                stages.write_log(session, claim.stage_id, claim.fence, lines)
                 stages.fail(
                     session, claim.stage_id, claim.fence, cause,
                     final=isinstance(error, FINAL), max_failures=self._settings.max_failures,
@@ -156,15 +169,16 @@ class StageRunner:
         """Return stored bytes, verified."""
         return self._store.get(sha256)
 
-    def checkpoints(self, stage_id: int) -> Iterator[bytes]:
-        """Yield a stage's checkpoints, newest first, leaving out those the store cannot vouch for."""
+    def checkpoints(self, stage_id: int) -> Iterator[tuple[str, bytes | None]]:
+        """Yield the sha256 and the bytes of a stage's checkpoints, newest first; None where the store lost them."""
         with self._database.read() as session:
             found = stages.checkpoints(session, stage_id)
         for sha256 in found:
             try:
-                yield self._store.get(sha256)
+                yield sha256, self._store.get(sha256)
             except ArtifactCorrupt as torn:
                 log.warning("%s", torn)
+                yield sha256, None
 
 
 class StageContext:
@@ -193,8 +207,11 @@ class StageContext:
         return self._runner.dataset(name)
 
     def checkpoints(self) -> Iterator[bytes]:
-        """Yield this stage's checkpoints, newest first."""
-        return self._runner.checkpoints(self._claim.stage_id)
+        """Yield this stage's sound checkpoints, newest first."""
+        for sha256, data in self._runner.checkpoints(self._claim.stage_id):
+            self.log(f"checkpoint {sha256[:12]}: " + ("torn, trying the one before" if data is None else "going on"))
+            if data is not None:
+                yield data
 
     def log(self, line: str) -> None:
         """Add a line to the stage's log."""

@@ -1,10 +1,12 @@
 """`python -m worker.serve`: the whole service on one machine, without any server to install.
 
 Starts migration, API, keeper and worker as processes of their own, restarts those that die, posts a suite, and stays
-up or stops. STATE_DIR belongs to one such service at a time.
+up or stops. STATE_DIR belongs to one such service at a time. On Linux everything ends with this process, however that
+ends.
 """
 
 import argparse
+import ctypes
 import fcntl
 import os
 import signal
@@ -18,6 +20,9 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError
+
 from store import migrate
 from store.settings import Settings, settings
 
@@ -26,6 +31,8 @@ STOP_SECONDS = 30.0
 RESTART_SECONDS = 1.0
 EMBEDDED = {"HEARTBEAT_SECONDS": "2", "LEASE_SECONDS": "15", "KEEPER_SECONDS": "0.5", "CHECKPOINT_SECONDS": "15"}
 """On one machine orphans are noticed sooner than the defaults, which are made for a network."""
+PR_SET_PDEATHSIG = 1
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
 
 class ServeError(Exception):
@@ -38,14 +45,15 @@ def free_port(host: str, wanted: int, fixed: bool) -> int:
     Raises:
         ServeError: the port was asked for by name and is taken, or none is free.
     """
-    for port in range(wanted, wanted + 100):
-        with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in range(wanted, min(wanted + 100, 65536)):
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OSError as error:
                 if fixed:
-                    raise ServeError(f"port {port} on {host} cannot be used ({error.strerror}); set PORT") from error
+                    raise ServeError(f"port {port} on {host} cannot be used: {error.strerror}; set PORT") from error
                 continue
             return port
     raise ServeError(f"no free port between {wanted} and {wanted + 99}; set PORT")
@@ -59,7 +67,8 @@ class LocalService:
         self._port = port
         self._logs = chosen.state_dir / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
-        self._environment = {**EMBEDDED, **os.environ, "PORT": str(port)}
+        unset = {name: value for name, value in EMBEDDED.items() if name.lower() not in chosen.model_fields_set}
+        self._environment = {**os.environ, **unset, "PORT": str(port)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._files: dict[str, IO[bytes]] = {}
         self._stopping = threading.Event()
@@ -69,7 +78,7 @@ class LocalService:
     def url(self) -> str:
         """Where the API listens, as seen from this machine."""
         host = "127.0.0.1" if self._host in ("0.0.0.0", "::") else self._host  # noqa: S104 - compared, not bound
-        return f"http://{host}:{self._port}"
+        return f"http://[{host}]:{self._port}" if ":" in host else f"http://{host}:{self._port}"
 
     def _commands(self) -> dict[str, list[str]]:
         python = sys.executable
@@ -100,7 +109,7 @@ class LocalService:
         self._files[name] = log
         self._processes[name] = subprocess.Popen(
             self._commands()[name], env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            start_new_session=True, preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call
         )  # fmt: skip
 
     def _watch(self) -> None:
@@ -158,9 +167,17 @@ def only_one(state_dir: Path) -> IO[str]:
     return lock
 
 
-def client(url: str, *arguments: str) -> int:
-    """Return the exit status of the `gauntlet` command against the service, as any user would run it."""
-    return subprocess.run([sys.executable, "-m", "client.cli", "--url", url, *arguments], check=False).returncode
+def _end_with_parent() -> None:
+    """Have this process told to end when the one that starts it is gone; on Linux only."""
+    if _prctl is not None:
+        _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def submit(url: str, suite: str) -> int:
+    """Return the exit status of the `gauntlet submit` command for a suite or a file, as any user would run it."""
+    what = [suite] if suite.endswith((".yaml", ".yml", ".json")) else ["--suite", suite]
+    command = [sys.executable, "-m", "client.cli", "--url", url, "submit", *what, "--wait", "--matrices"]
+    return subprocess.run(command, check=False, preexec_fn=_end_with_parent).returncode
 
 
 def _until_told(service: LocalService) -> None:
@@ -172,39 +189,47 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+def _serve(chosen: Settings, suite: str, *, stop: bool) -> int:
+    """Return 0, or the suite's exit status; in the end nothing that was started is left.
+
+    Raises:
+        ServeError, DBAPIError: the service could not start.
+    """
+    with only_one(chosen.state_dir):
+        port = free_port(chosen.host, chosen.port, "port" in chosen.model_fields_set)
+        if port != chosen.port:
+            print(f"port {chosen.port} is taken; using {port}", flush=True)
+        migrate.upgrade(chosen.sql_url)
+        service = LocalService(chosen, port)
+        try:
+            service.start()
+            print(f"service ready at {service.url}, state in {chosen.state_dir}", flush=True)
+            status = submit(service.url, suite) if suite else 0
+            if not stop:
+                _until_told(service)
+            return status
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave the stopping half done
+            service.stop()
+
+
 def main() -> int:
     """Return 0 after a clean stop, 1 where the service could not start or the suite failed."""
     parser = argparse.ArgumentParser(prog="python -m worker.serve", description=__doc__)
-    parser.add_argument("--suite", default="", help="post this suite, show its progress and its matrices")
+    parser.add_argument("--suite", default="", help="post this suite, or the job in this YAML file, and show matrices")
     parser.add_argument("--stop", action="store_true", help="stop when the suite has ended")
     options = parser.parse_args()
-    chosen = settings()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        lock = only_one(chosen.state_dir)
-        port = free_port(chosen.host, chosen.port, "port" in chosen.model_fields_set)
-        migrate.upgrade(chosen.sql_url)
-        service = LocalService(chosen, port)
-    except ServeError as error:
-        print(f"gauntlet: {error}", file=sys.stderr)
-        return 1
-    if port != chosen.port:
-        print(f"port {chosen.port} is taken; using {port}", flush=True)
-    try:
-        service.start()
-        print(f"service ready at {service.url}, state in {chosen.state_dir}", flush=True)
-        status = client(service.url, "submit", "--suite", options.suite, "--wait", "--matrices") if options.suite else 0
-        if not options.stop:
-            _until_told(service)
-        return status
-    except ServeError as error:
-        print(f"gauntlet: {error}", file=sys.stderr)
-        return 1
+        return _serve(settings(), options.suite, stop=options.stop)
     except KeyboardInterrupt:
         return 0
-    finally:
-        service.stop()
-        lock.close()
+    except DBAPIError as error:
+        print(f"gauntlet: the database cannot be used: {error.orig}", file=sys.stderr)
+    except (ServeError, ValidationError) as error:
+        print(f"gauntlet: {error}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

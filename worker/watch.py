@@ -12,12 +12,15 @@ from store.stages import Claim
 class Watch:
     """Carries the order to stop in, and progress, log lines and checkpoints out."""
 
-    def __init__(self, claim: Claim, checkpoint_seconds: float, keep: Callable[[Claim, bytes], None]):
+    def __init__(
+        self, claim: Claim, asked: float, checkpoint_seconds: float, keep: Callable[[Claim, bytes], None]
+    ):  # fmt: skip
+        """`asked` is when, on the monotonic clock, the claim was asked for: its lease lasts from no earlier."""
         self.claim = claim
         self._keep = keep
         self._checkpoint_seconds = checkpoint_seconds
         self._last_checkpoint = time.monotonic()
-        self._renewed = time.monotonic()
+        self._renewed = asked
         self._stop: str | None = None
         self._stopped_at = 0.0
         self._progress: dict[str, Any] | None = None
@@ -42,10 +45,15 @@ class Watch:
         self._keep(self.claim, data)
         self._last_checkpoint = time.monotonic()
 
-    def stop(self, reason: str) -> None:
-        """Tell the work to stop; the first reason stands, except that a drain yields to a cancel or a loss."""
+    def stop(self, reason: str) -> bool:
+        """Return whether the work is told to stop for this reason now.
+
+        The first reason stands, except that a drain yields to a cancel or a loss.
+        """
         if self._stop is None or (self._stop == "drain" and reason != "drain"):
             self._stop, self._stopped_at = reason, time.monotonic()
+            return True
+        return False
 
     def overdue(self, grace: float) -> bool:
         """Return whether cancelled or lost work has gone on for `grace` seconds."""
@@ -73,3 +81,8 @@ class Watch:
         with self._lock:
             lines, self._lines = self._lines, []
         return lines
+
+    def put_back(self, lines: list[tuple[float, str]]) -> None:
+        """Take lines back that could not be written."""
+        with self._lock:
+            self._lines = lines + self._lines

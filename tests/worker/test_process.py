@@ -1,0 +1,246 @@
+"""The process that runs stages: its lease, its conscience, its database going away."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from core.errors import Interrupted
+from store import migrate, stages, workers
+from store.database import Database
+from store.settings import Settings
+from store.stages import Claim
+from tests import factories
+from tests.processes import LEASE, Process, Processes, wait_until
+from tests.servers import PostgresServer
+from tests.worker import specs
+from tests.worker.calm import assert_as_calm
+from worker import process
+from worker.devices import queues
+from worker.keeper import Keeper
+from worker.process import EXIT_STUCK, WorkerProcess
+from worker.watch import Watch
+
+BEAT = 0.2
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    return Settings(
+        database_url=database_url, state_dir=tmp_path, heartbeat_seconds=BEAT, lease_seconds=1.5, checkpoint_seconds=0
+    )
+
+
+@pytest.fixture
+def worker(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[WorkerProcess]:
+    worker = WorkerProcess(settings)
+    monkeypatch.setattr(worker._runner, "run", until_told)
+    worker.start()
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    with factories.opened(database_url) as database:
+        yield database
+
+
+def until_told(_: Claim, watch: Watch) -> None:
+    """Work that goes on until it is told to stop."""
+    while True:
+        watch.check()
+        time.sleep(0.01)
+
+
+def reason_of(worker: WorkerProcess) -> str:
+    """Return why the worker's work stopped."""
+    with pytest.raises(Interrupted) as stop:
+        worker.work()
+    return stop.value.reason
+
+
+def test_conscience_does_not_wait_for_sql(
+    worker: WorkerProcess, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A renewal that hangs, as on a dead network, does not keep the work from stopping before its lease ends."""
+    factories.post(database, factories.trainings())
+    answer = threading.Event()
+    monkeypatch.setattr(worker, "_renew", lambda _: answer.wait(10))
+    began = time.monotonic()
+    assert reason_of(worker) == "lost"
+    assert time.monotonic() - began < settings.lease_seconds
+    answer.set()
+
+
+def test_renewed_work_goes_on(worker: WorkerProcess, database: Database, settings: Settings) -> None:
+    """Beyond its first lease, until it is drained; the worker is seen to be busy, then draining."""
+    factories.post(database, factories.trainings())
+    threading.Timer(2 * settings.lease_seconds, worker.drain).start()
+    began = time.monotonic()
+    assert reason_of(worker) == "drain"
+    assert time.monotonic() - began > 1.9 * settings.lease_seconds
+    wait_until("the drain is told", lambda: _row(database).draining)
+
+
+def test_cancelled_work_stops(worker: WorkerProcess, database: Database) -> None:
+    job_id = factories.post(database, factories.trainings())
+    threading.Timer(0.5, _cancel, (database, job_id)).start()
+    assert reason_of(worker) == "cancel"
+
+
+def test_taken_over_work_stops(worker: WorkerProcess, database: Database) -> None:
+    factories.post(database, factories.trainings())
+
+    def take() -> None:
+        factories.pass_time(database, 60)
+        factories.reap(database)
+
+    threading.Timer(0.5, take).start()
+    assert reason_of(worker) == "lost"
+
+
+def _cancel(database: Database, job_id: int) -> None:
+    from store import jobs
+
+    with database.write() as session:
+        jobs.cancel(session, job_id)
+
+
+def _row(database: Database) -> Any:
+    with database.read() as session:
+        return workers.all_workers(session, 10)[0][0]
+
+
+def test_lines_outlive_a_failed_heartbeat(
+    worker: WorkerProcess, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factories.post(database, factories.trainings())
+    renew = stages.renew
+    failures = iter([True, True])
+
+    def fails_twice(*arguments: Any) -> Any:
+        if next(failures, False):
+            raise OperationalError("renew", None, Exception("away"))
+        return renew(*arguments)
+
+    def talks(claim: Claim, watch: Watch) -> None:
+        watch.add_line("said while the database was away")
+        wait_until("written", lambda: _said(database, claim) == ["said while the database was away"], 5)
+
+    monkeypatch.setattr(stages, "renew", fails_twice)
+    monkeypatch.setattr(worker._runner, "run", talks)
+    claim = worker._claim()
+    assert claim is not None
+    worker._run(claim, time.monotonic())
+
+
+def _said(database: Database, claim: Claim) -> list[str]:
+    with database.read() as session:
+        return [line.line for line in stages.log_of(session, claim.stage_id, 0, 10)]
+
+
+STUCK = """
+import sys, threading, time
+from store.settings import settings
+from worker import process
+process.GRACE_SECONDS = 0.3
+worker = process.WorkerProcess(settings())
+worker._runner.run = lambda claim, watch: time.sleep(60)
+worker.start()
+worker.work()
+"""
+
+
+def test_stuck_work_ends_with_its_process(database: Database, settings: Settings, tmp_path: Path) -> None:
+    """Work that does not hear that it was cancelled: the stage is cancelled and its process ends."""
+    job_id = factories.post(database, factories.trainings())
+    environment = {
+        "DATABASE_URL": settings.database_url, "STATE_DIR": str(tmp_path), "HEARTBEAT_SECONDS": "0.2",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }  # fmt: skip
+    stuck = Process("stuck", [sys.executable, "-c", STUCK], tmp_path, environment)
+    try:
+        wait_until("it runs", lambda: set(factories.states(database, job_id).values()) == {"running"})
+        _cancel(database, job_id)
+        assert stuck.wait(10) == EXIT_STUCK
+    finally:
+        stuck.end()
+    assert set(factories.states(database, job_id).values()) == {"cancelled"}
+    assert factories.job(database, job_id).state == "cancelled"
+
+
+def test_registers_once_sql_answers(settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the first attempt was committed and only its answer lost."""
+    register = workers.register
+    tries = iter([None])
+
+    def commits_then_fails(session: Any, row: Any) -> None:
+        register(session, row)
+        if next(tries, "none left") is None:
+            session.commit()
+            raise OperationalError("commit", None, Exception("connection lost"))
+
+    monkeypatch.setattr(workers, "register", commits_then_fails)
+    monkeypatch.setattr(process, "PATIENCE_SECONDS", 0.01)
+    worker = WorkerProcess(settings)
+    worker.start()
+    with database.read() as session:
+        assert len(workers.all_workers(session, 10)) == 1
+    worker.stop()
+    with database.read() as session:
+        assert workers.all_workers(session, 10) == []
+
+
+@pytest.mark.parametrize(
+    ("chosen", "cuda", "expected"),
+    [("", False, ["cpu"]), ("", True, ["gpu", "cpu"]), (" gpu , ", False, ["gpu"]), ("cpu,gpu", True, ["cpu", "gpu"])],
+)
+def test_queues(chosen: str, cuda: bool, expected: list[str]) -> None:
+    assert queues(Settings(worker_queues=chosen), lambda: cuda) == expected
+
+
+def test_next_keeper_acts_at_once(settings: Settings, database: Database) -> None:
+    """Where the one before was stopped; while it lives, only one acts."""
+    first, second = Keeper(settings), Keeper(settings)
+    first.tick()
+    second.tick()
+    assert (first._ticks, second._ticks) == (1, 0)
+    first.stop()
+    first.run()
+    second.tick()
+    assert second._ticks == 1
+    second.stop()
+    second.run()
+
+
+@pytest.mark.xdist_group("worker-servers")
+def test_database_down(tmp_path: Path) -> None:
+    """The worker stops by its own clock, a new one waits, the API says 503; then everything goes on by itself."""
+    with PostgresServer() as postgres:
+        url = postgres.create_database("gauntlet")
+        migrate.upgrade(url)
+        with Processes(tmp_path, {"DATABASE_URL": url}) as service:
+            service.ensure("api", "keeper", "worker")
+            spec = specs.training(350)
+            job = service.post(spec)
+            service.running_at(service.stage(job)["key"], done=5)
+            postgres.kill()
+            began = time.monotonic()
+            stopped = "its lease could not be renewed"
+            wait_until("it stops", lambda: stopped in service["worker"].log, LEASE, every=0.02)
+            assert time.monotonic() - began < LEASE
+            assert not service.client.ready()
+            newcomer = service.start("worker2")
+            wait_until("it waits", lambda: "cannot register yet" in newcomer.log)
+            postgres.start()
+            assert_as_calm(service, service.succeeded(job), spec)
+            stage = service.stage(job)
+            assert [attempt["outcome"] for attempt in stage["attempts"]] == ["lost", "succeeded"]
+            assert (stage["losses"], stage["failures"]) == (1, 0)
+            wait_until("both workers are there", lambda: len(service.workers()) == 2)

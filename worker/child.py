@@ -1,0 +1,70 @@
+"""`python -m worker.child`: the process that computes, a fresh interpreter at the end of its main process's line.
+
+The line is a socket on descriptor 0. When it ends, because the main process says so or has died, and at SIGTERM, the
+child checkpoints, gives its stage back and ends.
+"""
+
+import contextlib
+import logging
+import queue
+import signal
+import socket
+import threading
+
+from store.settings import settings
+from worker.app import BELL
+from worker.process import WorkerProcess
+
+log = logging.getLogger(__name__)
+
+
+class Line:
+    """The child's end of the line: bells come in, and an answer goes out for each."""
+
+    def __init__(self, process: WorkerProcess):
+        self._process = process
+        self._socket = socket.socket(fileno=0)
+        self._bells: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, name="line", daemon=True).start()
+
+    def hang_up(self, *_: object) -> None:
+        """Drain, and let `bells` end. Safe inside a signal handler."""
+        self._process.drain()
+        self._bells.put(False)
+
+    def serve(self) -> None:
+        """Look for work now and at every bell, until the line ends."""
+        self._look()
+        while self._bells.get():
+            self._look()
+            with contextlib.suppress(OSError):
+                self._socket.sendall(BELL)
+
+    def _look(self) -> None:
+        try:
+            self._process.work()
+        except Exception as error:
+            log.warning("no work for now: %s: %s", type(error).__name__, error)
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while heard := self._socket.recv(64):
+                for _ in heard:
+                    self._bells.put(True)
+        self.hang_up()
+
+
+def main() -> None:
+    """Serve until the line ends or SIGTERM comes. Ctrl-C in a terminal is for the main process, which tells us."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = WorkerProcess(settings())
+    line = Line(process)
+    signal.signal(signal.SIGTERM, line.hang_up)
+    process.start()
+    line.serve()
+    process.stop()
+
+
+if __name__ == "__main__":
+    main()
