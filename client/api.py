@@ -3,12 +3,18 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 ENDED = ("succeeded", "failed", "cancelled")
+
+
+def service_url(given: str | None) -> str:
+    """Return the service's address: the one given, else GAUNTLET_URL, else this machine."""
+    return (given or os.environ.get("GAUNTLET_URL") or DEFAULT_URL).rstrip("/")
 
 
 class ApiRefused(Exception):
@@ -24,7 +30,7 @@ class Client:
     """Talks to one service; the URL defaults to GAUNTLET_URL, then to this machine."""
 
     def __init__(self, url: str | None = None, timeout: float = 30.0):
-        self.url = (url or os.environ.get("GAUNTLET_URL") or DEFAULT_URL).rstrip("/")
+        self.url = service_url(url)
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
     def post_job(self, spec: dict[str, Any], *, dry_run: bool = False, key: str | None = None) -> dict[str, Any]:
@@ -53,18 +59,20 @@ class Client:
     def watch(self, job_id: int, every: float = 1.0) -> Iterator[dict[str, Any]]:
         """Yield the job again and again until it has ended; the last one yielded is its end.
 
-        A service that does not answer for a moment is waited for.
+        A service that has answered once and then does not for a moment is waited for.
         """
+        job = self.job(job_id)
         while True:
-            try:
-                job = self.job(job_id)
-            except httpx.TransportError:
-                time.sleep(every)
-                continue
             yield job
             if job["state"] in ENDED:
                 return
+            job = self._job_when_it_answers(job_id, every)
+
+    def _job_when_it_answers(self, job_id: int, every: float) -> dict[str, Any]:
+        while True:
             time.sleep(every)
+            with suppress(httpx.TransportError):
+                return self.job(job_id)
 
     def matrix(self, name: str, **filters: Any) -> dict[str, Any]:
         """Return the white-box or black-box matrix."""
@@ -86,7 +94,13 @@ class Client:
             return False
 
     def _json(self, method: str, path: str, **more: Any) -> Any:
-        return self._send(method, path, **more).json()
+        response = self._send(method, path, **more)
+        try:
+            return response.json()
+        except ValueError:
+            raise ApiRefused(
+                response.status_code, {"error": {"message": f"{self.url} is no Gauntlet service"}}
+            ) from None
 
     def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
         response = self._http.request(method, path, **more)

@@ -12,7 +12,7 @@ import httpx
 import yaml
 
 from client import tables
-from client.api import ApiRefused, Client
+from client.api import ApiRefused, Client, service_url
 
 ADMIN = ("doctor", "gc", "backup", "restore")
 """Commands that run on the service's own machine."""
@@ -35,9 +35,9 @@ def main(argv: list[str] | None = None) -> int:
             if field.get("allowed"):
                 print(f"  {field['path']}: allowed: {', '.join(field['allowed'])}", file=sys.stderr)
         return 1
-    except httpx.TransportError as error:
-        print(f"gauntlet: no service at {options.url or 'GAUNTLET_URL'}: {error}; start one with `make serve`",
-              file=sys.stderr)  # fmt: skip
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        url = service_url(options.url)
+        print(f"gauntlet: no service at {url}: {error}; start one with `make serve`", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -107,8 +107,13 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
         raise SystemExit("gauntlet submit: give a file or --suite NAME")
     if options.suite:
         return {"suite": options.suite}
-    text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
-    return yaml.safe_load(text)
+    try:
+        text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
+        spec = yaml.safe_load(text)
+        json.dumps(spec, allow_nan=False)
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        raise SystemExit(f"gauntlet submit: {options.file} is no job: {error}") from None
+    return spec
 
 
 def _watch(client: Client, job_id: int) -> int:

@@ -136,7 +136,12 @@ def whitebox(session: Session, filters: Filters) -> Matrix:
     if scope is None:
         return Matrix(None, None, [], [], {}, others)
     names = _names(session, filters, scope, "target")
-    rows = [row for row in _read(session, filters, scope, whitebox_only=True) if row.evaluation.target_recipe in names]
+    asked = _asked_as_targets(session, filters)
+    rows = [
+        row
+        for row in _read(session, filters, scope, whitebox_only=True)
+        if row.evaluation.target_recipe in names and row.evaluation.target_id in asked
+    ]
     attacks = _attack_axes(rows)
     columns = _model_axes(names, {row.evaluation.target_recipe for row in rows})
     cells = _cells(rows, _by_attack)
@@ -158,7 +163,9 @@ def blackbox(session: Session, filters: Filters) -> Matrix:
     ]
     transferred = {row.evaluation.attack_id for row in shown if not row.evaluation.whitebox}
     shown = [row for row in shown if row.evaluation.attack_id in transferred]
-    pairs = [row for row in shown if row.evaluation.target_recipe in targets and _paired(row.evaluation, pairing)]
+    asked = _asked_as_targets(session, filters)
+    shown = [row for row in shown if row.evaluation.target_recipe in targets and row.evaluation.target_id in asked]
+    pairs = [row for row in shown if _paired(row.evaluation, pairing)]
     rows = _substitute_axes(pairs, substitutes)
     columns = _model_axes(targets, {row.evaluation.target_recipe for row in pairs})
     cells = _cells(pairs, _by_substitute)
@@ -245,6 +252,14 @@ def _names(session: Session, filters: Filters, scope: Scope, role: str, *, every
         if wanted and filters.network in (None, spec["network"]["kind"]):
             names.setdefault(recipe, label)
     return _told_apart(names)
+
+
+def _asked_as_targets(session: Session, filters: Filters) -> set[int]:
+    """Return the models under attack. An attacker's own model of a target's recipe is no further seed of the target."""
+    query = select(JobModel.stage_id).join(Job, Job.id == JobModel.job_id).where(JobModel.role == "target")
+    for column, value in ((Job.id, filters.job), (Job.suite, filters.suite)):
+        query = query if value is None else query.where(column == value)
+    return set(session.scalars(query))
 
 
 def _told_apart(names: dict[str, str]) -> dict[str, str]:

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 BELL = b"!"
 """From the main process: look for work. From the child: there is none left. The end of the line: drain and end."""
+STEADY_SECONDS = 10.0
+"""A child that dies younger could not start, and is replaced after a pause, longer each time."""
 PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
-"""Seconds before a child that has died is replaced, longer each time it does not live for a minute."""
-STEADY_SECONDS = 60.0
 
 
 class Child:
@@ -70,15 +70,15 @@ class Child:
             self.drain()
 
     def _keep(self) -> None:
-        deaths = 0
+        early = 0
         while True:
             began = time.monotonic()
             status = self._process.wait()
             if self._draining:
                 return
-            deaths = deaths + 1 if time.monotonic() - began < STEADY_SECONDS else 0
             log.warning("the child ended with status %s; starting another", status)
-            self._stopped.wait(PAUSES[min(deaths, len(PAUSES) - 1)])
+            early = early + 1 if time.monotonic() - began < STEADY_SECONDS else 0
+            self._stopped.wait(PAUSES[min(max(0, early - 1), len(PAUSES) - 1)])
             if self._draining:
                 return
             self._spawn()

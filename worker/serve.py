@@ -7,6 +7,7 @@ ends.
 
 import argparse
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -43,7 +44,7 @@ def free_port(host: str, wanted: int, fixed: bool) -> int:
     """Return `wanted` if it is free, else the next free port above it.
 
     Raises:
-        ServeError: the port was asked for by name and is taken, or none is free.
+        ServeError: the port was asked for and is taken, none is free, or the host is none of this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in range(wanted, min(wanted + 100, 65536)):
@@ -52,8 +53,9 @@ def free_port(host: str, wanted: int, fixed: bool) -> int:
             try:
                 probe.bind((host, port))
             except OSError as error:
-                if fixed:
-                    raise ServeError(f"port {port} on {host} cannot be used: {error.strerror}; set PORT") from error
+                if fixed or error.errno != errno.EADDRINUSE:
+                    reason = f"port {port} on {host} cannot be used: {error.strerror}; set PORT or HOST"
+                    raise ServeError(reason) from error
                 continue
             return port
     raise ServeError(f"no free port between {wanted} and {wanted + 99}; set PORT")

@@ -132,7 +132,8 @@ def make_job(service: Service, suite: str | None, job: Job, key: tuple[str, str]
         planned = _planned(service, session, job)
     wanted = jobs.Submission(
         kind=getattr(job, "kind", "benchmark"),
-        spec=resolved(job, planned.dataset).model_dump(mode="json", exclude_none=True), name=job.name, suite=suite, tags=list(job.tags), priority=job.priority,
+        spec=resolved(job, planned.dataset).model_dump(mode="json", exclude_none=True),
+        name=job.name, suite=suite, tags=list(job.tags), priority=job.priority,
     )  # fmt: skip
     with service.database.write() as session:
         job_id, bells = jobs.submit(session, wanted, planned)

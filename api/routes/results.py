@@ -2,7 +2,7 @@
 
 import hashlib
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
@@ -79,7 +79,13 @@ Accept = Annotated[str | None, Header()]
 IfNoneMatch = Annotated[str | None, Header()]
 
 
-@router.get("/whitebox-matrix", response_model=MatrixReply)
+FORMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {media.partition(";")[0]: {"schema": {"type": "string"}} for media in list(MEDIA.values())[1:]}},
+    304: {"description": "The table is what If-None-Match says it was."},
+}
+
+
+@router.get("/whitebox-matrix", response_model=MatrixReply, responses=FORMS)
 def whitebox_matrix(
     query: Annotated[MatrixQuery, Query()],
     service: ServiceDep,
@@ -94,7 +100,7 @@ def whitebox_matrix(
     return _answer(reply, query, accept, if_none_match)
 
 
-@router.get("/blackbox-matrix", response_model=MatrixReply)
+@router.get("/blackbox-matrix", response_model=MatrixReply, responses=FORMS)
 def blackbox_matrix(
     query: Annotated[MatrixQuery, Query()],
     service: ServiceDep,

@@ -135,7 +135,7 @@ TABLE: dict[str, tuple[Any, str, str, list[str] | None]] = {
     "dataset a list": ({**ONE, "dataset": ["mnist"]}, "dataset", "valid string", None),
     "dataset of a model": (targets({**ONE, "dataset": "x"}), "targets.0.dataset", "unknown dataset", sorted(DATASETS)),
     "suite": ({"suite": "slowstart"}, "suite", "there is no suite 'slowstart'", SUITES),
-    "suite a list": ({"suite": SUITES}, "suite", "there is no suite ['quickstart']", SUITES),
+    "suite a list": ({"suite": ["quickstart", 1]}, "suite", "there is no suite ['quickstart', 1]", SUITES),
     "suite null": ({"suite": None}, "suite", "there is no suite None", SUITES),
     "suite a path": ({"suite": "../../secret"}, "suite", "there is no suite", SUITES),
     "suite and a bad override": ({"suite": "quickstart", "limit": 0}, "limit", "greater than or equal to 1", None),

@@ -98,7 +98,7 @@ def send(house: House, body: Any) -> Any:
 
 
 @given(body=damaged())
-@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_damaged_body_is_refused_whole_or_makes_a_whole_job(fuzz_house: House, body: dict[str, Any]):
     before = fuzz_house.rows()
     answer = send(fuzz_house, body)

@@ -327,11 +327,13 @@ class TestCancel:
         assert house.get(f"/jobs/{stays['id']}")["state"] == "succeeded"
 
     def test_a_cancelled_job_can_be_tried_again_and_stays_as_it_ended(self, house: House):
-        job = house.post({**LITTLE, "name": "once more"})
+        job = house.post({"dataset": "svhn", "defense": {"kind": "e2sad"}, "name": "once more"})
+        assert job["spec"]["defense"]["eps1"] == "24/255", "what was understood is what SVHN's defaults are"
         house.client.post(f"/jobs/{job['id']}/cancel")
         again = house.client.post(f"/jobs/{job['id']}/retry")
         assert again.status_code == 201
         assert again.json()["name"] == "once more"
+        assert [stage["key"] for stage in again.json()["stages"]] == [stage["key"] for stage in job["stages"]]
         assert set(again.json()["progress"]["by_state"]) == {"blocked", "ready"}
         assert house.get(f"/jobs/{job['id']}")["state"] == "cancelled"
         assert house.client.post(f"/jobs/{again.json()['id']}/retry").status_code == 409

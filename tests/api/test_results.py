@@ -107,6 +107,18 @@ class TestShape:
         low, high = found["interval"]
         assert low < 0.6 < 0.8 < high, "Student's t over two seeds is wide"
 
+    def test_the_attackers_own_model_of_a_targets_recipe_is_no_seed_of_the_target(self, house: House):
+        """By default the attacker trains natural too, under seed 1,000,000."""
+        job = house.post({"dataset": "mnist-mini", "defense": {"kind": "natural"}, "limit": 100})
+        house.work(60)
+        whitebox, blackbox = (house.get(address, job=job["id"]) for address in (WHITEBOX, BLACKBOX))
+        for matrix in (whitebox, blackbox):
+            cells = [found for row in matrix["cells"] for found in row]
+            assert {seed["seed"] for found in cells for seed in found["seeds"]} == {0}
+            assert {found["n"] for found in cells} == {100}
+        assert [row["label"] for row in blackbox["rows"]] == ["natural H", "fgsm_adv H", "ifgsm_adv H"]
+        assert {found["seeds"][0]["substitute_seed"] for row in blackbox["cells"] for found in row} == {1_000_000}
+
     def test_the_caution_of_an_ill_conditioned_spec_stands_beside_the_table(self, house: House):
         house.post({**LITTLE, "defense": {"kind": "e2sad", "second_step": "literal"}})
         assert any("ill-conditioned" in line for line in house.get(WHITEBOX)["cautions"])

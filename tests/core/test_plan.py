@@ -19,7 +19,7 @@ from core.execution import Execution
 from core.jobs import AnyJob, Job
 from core.kinds import Kind, Spec
 from core.networks import NETWORKS
-from core.plan import ATTACKER_SEED, Plan, plan
+from core.plan import ATTACKER_SEED, Plan, plan, resolved
 from core.stages import STAGES
 from core.stages.craft import Craft
 from core.stages.evaluate import Evaluate
@@ -194,8 +194,39 @@ class TestDefaults:
         assert {stage.images for stage in part.ordered if stage.spec.kind != "train"} == {300}
 
 
+class TestResolved:
+    """A job's dump with the defaults of its dataset asks for the same stages when it is posted again."""
+
+    @pytest.mark.parametrize("dataset", DATASETS)
+    def test_a_benchmark(self, dataset: str):
+        named = {"defense": {"kind": "e2sad", "alpha": 0.1}, "name": "x"}
+        body = {
+            "dataset": dataset, "training": {"label_smoothing": 0.1}, "transfer": [{"kind": "ifgsm"}],
+            "defenses": [*({"kind": kind} for kind in DEFENSES), named],
+            "attacks": [{"kind": kind} for kind in ATTACKS], "substitutes": ["x", {"kind": "natural"}],
+        }  # fmt: skip
+        job = _job.validate_python(body)
+        dumped = resolved(job, dataset).model_dump(mode="json", exclude_none=True)
+        assert list(planned(dumped).stages) == list(planned(body).stages)
+        assert [model.label for model in planned(dumped).targets] == [model.label for model in planned(body).targets]
+
+    def test_an_evaluation(self):
+        known = only_train({"dataset": "svhn", "defense": {"kind": "e2sad"}})
+        model = {"dataset": "svhn", "defense": {"kind": "e2sad"}}
+        body = {"kind": "evaluate", "targets": [model, {"key": known.identity(), "name": "again"}],
+                "attacks": [{"kind": "fgsm"}]}  # fmt: skip
+        dumped = resolved(_job.validate_python(body), "svhn").model_dump(mode="json", exclude_none=True)
+        assert dumped["attacks"][0]["eps"] == dumped["targets"][0]["defense"]["eps1"] == "24/255"
+        assert list(planned(dumped, known).stages) == list(planned(body, known).stages)
+
+
 class TestSubstitutes:
     """Who attacks whom."""
+
+    def test_the_default_ones_have_hard_targets_whatever_the_job_says(self):
+        found = planned({**BARE, "training": {"label_smoothing": 0.25}})
+        assert {model.train.defense.label_smoothing for model in found.substitutes} == {0}
+        assert {model.key for model in found.substitutes} == {model.key for model in planned(BARE).substitutes}
 
     def test_every_seed_has_attackers_of_its_own(self):
         found = planned({**BARE, "seeds": [0, 5]})

@@ -438,6 +438,13 @@ class TestCancel:
         confirm(database, held)
         assert factories.job(database, ids[1]).state == "cancelled"
 
+    def test_a_job_that_has_ended_wants_nothing(self, database: Database):
+        post(database)
+        fail(database, claim(database))
+        second = post(database)
+        assert cancel(database, second) == "cancelled"
+        assert set(states(database, second).values()) == {"cancelled"}
+
     def test_a_new_job_gets_a_stage_under_cancellation_back(self, database: Database):
         first = post(database)
         held = claim(database)

@@ -155,6 +155,21 @@ class TestLocksHeldByOthers:
         factories.reap(postgres)
         assert [factories.stage(postgres, stage_id).state for stage_id in orphans] == ["failed", "failed"]
 
+    def test_reap_takes_jobs_in_one_order(self, postgres: Database):
+        """The first orphan belongs to the later job; who holds the earlier one must still get the later one."""
+        shared, earlier, later = (post(postgres, trainings([seed])) for seed in (0, 1, 0))
+        with postgres.write() as session:
+            jobs.cancel(session, shared)
+        for _ in range(2):
+            factories.expire(postgres, claim(postgres))
+        with ThreadPoolExecutor(1) as pool, postgres.write() as other:
+            other.execute(select(Job.id).where(Job.id == earlier).with_for_update())
+            reaping = pool.submit(factories.reap, postgres)
+            assert not finished_in_time(reaping)
+            other.execute(select(Job.id).where(Job.id == later).with_for_update(nowait=True))
+            other.commit()
+            assert len(reaping.result(10)) == 2
+
     def test_reap_goes_round_a_held_orphan(self, postgres: Database, orphans: list[int]):
         with ThreadPoolExecutor(1) as pool, postgres.write() as other:
             other.execute(select(Stage.id).where(Stage.id == orphans[0]).with_for_update())

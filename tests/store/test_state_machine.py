@@ -295,8 +295,8 @@ def test_every_order_of_things_keeps_the_invariants(unchecked: Database):
     run_state_machine_as_test(
         type("ServiceHere", (Service,), {"database": unchecked}),
         settings=settings(
-            max_examples=40 if unchecked.is_sqlite else 15,
-            stateful_step_count=35,
+            max_examples=25 if unchecked.is_sqlite else 12,
+            stateful_step_count=30,
             deadline=None,
             database=None,
             phases=[Phase.generate],  # shrinking would take minutes; the steps are printed

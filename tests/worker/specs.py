@@ -27,6 +27,18 @@ def benchmark() -> dict[str, Any]:
     }
 
 
+def white_box(iterations: int) -> dict[str, Any]:
+    """Return one defense and one attack: 4 stages."""
+    schedule = {"iterations": iterations, "batch_size": 4}
+    return {
+        **benchmark(),
+        "training": schedule,
+        "defenses": [{"kind": "natural"}],
+        "attacks": [FGSM],
+        "substitutes": [],
+    }
+
+
 def training(iterations: int = 150, **more: Any) -> dict[str, Any]:
     """Return one natural training; 80 iterations take a second and leave some three checkpoints."""
     return {
@@ -47,5 +59,4 @@ def endless_training() -> dict[str, Any]:
 def endless_attack() -> dict[str, Any]:
     """Return a training of one iteration, and an attack that no test waits for."""
     attack = {"kind": "pgd", "eps": 0.3, "steps": 10_000, "step_size": 0.01, "restarts": 100}
-    return {**benchmark(), "training": {"iterations": 1, "batch_size": 4}, "defenses": [{"kind": "natural"}],
-            "attacks": [attack], "substitutes": []}  # fmt: skip
+    return {**white_box(iterations=1), "attacks": [attack]}

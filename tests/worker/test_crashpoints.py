@@ -23,7 +23,6 @@ LOST, PUBLISHED = ["lost", "succeeded"], ["succeeded"]
             (SERVERS, "mid-checkpoint", LOST),
             (EMBEDDED, "after-artifacts", LOST),
             (SERVERS, "before-result", LOST),
-            (EMBEDDED, "after-result", PUBLISHED),
             (SERVERS, "after-result", PUBLISHED),
         )
     ],
@@ -31,7 +30,7 @@ LOST, PUBLISHED = ["lost", "succeeded"], ["succeeded"]
 )
 def test_worker(service: Service, point: str, expected: list[str]) -> None:
     """The child dies once, at its first training; the worker replaces it."""
-    spec = {**specs.benchmark(), "defenses": [{"kind": "natural"}], "attacks": [specs.FGSM], "substitutes": []}
+    spec = specs.white_box(iterations=40)
     victim = service["worker"].child()
     service.crash_file.write_text(point)
     job = service.succeeded(service.post(spec))

@@ -87,7 +87,7 @@ RELEASED, LOST, UNTOUCHED = ["released", "succeeded"], ["lost", "succeeded"], ["
         pytest.param(*stack.values, kill, expected, marks=stack.marks, id=f"{stack.values[0]}-{kill.__name__}")
         for kill, expected, stacks in (
             (kill_main, RELEASED, [EMBEDDED]),  # its child hears that the line is dead
-            (kill_child, LOST, [EMBEDDED, SERVERS]),
+            (kill_child, LOST, [EMBEDDED]),
             (kill_worker, LOST, [SERVERS]),
             (kill_keeper, UNTOUCHED, [SERVERS]),
             (kill_api, UNTOUCHED, [EMBEDDED]),
@@ -100,8 +100,7 @@ RELEASED, LOST, UNTOUCHED = ["released", "succeeded"], ["lost", "succeeded"], ["
 )
 def test_killed_in_training(service: Service, kill: Callable[[Service], None], expected: list[str]) -> None:
     """The training goes on from its newest checkpoint, the rest of the benchmark follows, all as if undisturbed."""
-    spec = {**specs.benchmark(), "training": {"iterations": 80, "batch_size": 4}, "defenses": [{"kind": "natural"}],
-            "attacks": [specs.FGSM], "substitutes": []}  # fmt: skip
+    spec = specs.white_box(iterations=80)
     job, key = midway(service, spec)
     kill(service)
     assert_as_calm(service, service.succeeded(job), spec)
@@ -112,6 +111,7 @@ def test_killed_in_training(service: Service, kill: Callable[[Service], None], e
     assert len(went_on) == len(expected) - 1
 
 
+@pytest.mark.parametrize("service", [EMBEDDED], indirect=True)
 def test_torn_checkpoint(service: Service) -> None:
     """The newest checkpoint is cut short on disk: the one before is taken."""
     spec = specs.training(80)

@@ -157,6 +157,7 @@ worker.work()
 """
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_stuck_work_ends_with_its_process(database: Database, settings: Settings, tmp_path: Path) -> None:
     """Work that does not hear that it was cancelled: the stage is cancelled and its process ends."""
     job_id = factories.post(database, factories.trainings())

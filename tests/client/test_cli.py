@@ -1,0 +1,278 @@
+"""The `gauntlet` command against a real API process: what it prints, and its exit status."""
+
+import io
+import json
+import socket
+import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import yaml
+
+from client import cli
+from client.api import ApiRefused, Client
+from tests import factories
+from tests.client.conftest import ROOT, Served
+
+JOB: dict[str, Any] = {
+    "dataset": "mnist-mini", "defense": {"kind": "natural"}, "training": {"iterations": 10}, "limit": 100,
+    "attacks": [{"kind": "fgsm"}], "substitutes": ["natural H", {"kind": "fgsm_adv"}],
+    "transfer": [{"kind": "fgsm"}],
+}  # fmt: skip
+
+
+class Command:
+    """Runs the command in this process."""
+
+    def __init__(self, url: str, capsys: pytest.CaptureFixture[str], folder: Path):
+        self.url, self._capsys, self._folder = url, capsys, folder
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        """Return exit status, output and errors."""
+        self._capsys.readouterr()
+        try:
+            status: Any = cli.main(["--url", self.url, *arguments])
+        except SystemExit as end:
+            status = end.code
+            if isinstance(status, str):
+                print(status, file=sys.stderr)
+                status = 1
+        found = self._capsys.readouterr()
+        return status, found.out, found.err
+
+    def file(self, spec: Any, name: str = "job.yaml") -> str:
+        """Return the path of a file that holds the job."""
+        path = self._folder / name
+        path.write_text(spec if isinstance(spec, str) else yaml.safe_dump(spec))
+        return str(path)
+
+
+@pytest.fixture
+def gauntlet(served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    return Command(served.url, capsys, tmp_path)
+
+
+def submitted(output: str) -> str:
+    """Return the number of the job that `gauntlet submit` printed."""
+    return output.partition(":")[0].removeprefix("job ")
+
+
+class TestSubmit:
+    """gauntlet submit."""
+
+    @pytest.mark.parametrize("form", [yaml.safe_dump, json.dumps])
+    def test_a_file(self, gauntlet: Command, served: Served, form: Any):
+        status, output, errors = gauntlet("submit", gauntlet.file(form({**JOB, "name": "from a file"})))
+        assert (status, errors) == (0, "")
+        number = submitted(output)
+        assert output == f"job {number}: 9 stages, {served.url}/jobs/{number}\n"
+        assert Client(served.url).job(int(number))["name"] == "from a file"
+
+    def test_standard_input(self, gauntlet: Command, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(JOB)))
+        assert gauntlet("submit", "-")[0] == 0
+
+    def test_a_suite(self, gauntlet: Command, served: Served):
+        status, output, _ = gauntlet("submit", "--suite", "quickstart")
+        assert status == 0
+        assert Client(served.url).job(int(submitted(output)))["suite"] == "quickstart"
+
+    def test_a_dry_run_prints_the_plan_and_makes_no_job(self, gauntlet: Command, served: Served):
+        before = [job["id"] for job in Client(served.url).jobs()]
+        status, output, _ = gauntlet("submit", gauntlet.file({**JOB, "seeds": [77]}), "--dry-run")
+        assert status == 0
+        assert json.loads(output)["new"] == 9
+        assert [job["id"] for job in Client(served.url).jobs()] == before
+
+    @pytest.mark.parametrize(
+        ("spec", "said"),
+        [
+            ({**JOB, "defense": {"kind": "magic"}}, "defense.kind: allowed: e2sad, fgsm_adv, ifgsm_adv, natural"),
+            ({**JOB, "training": {"optimiser": "x"}}, "training.optimiser: allowed: adam, sgd"),
+            ({**JOB, "dataset": "mnist"}, "dataset: allowed: mnist-mini"),
+            ({"suite": "nope"}, "suite: allowed: "),
+            ({**JOB, "attacks": [{"kind": "fgsm", "eps": "24/0"}]}, "422: attacks.0.eps: the denominator is 0"),
+            ([1, 2], "422: the body must be a JSON object"),
+        ],
+    )
+    def test_a_refusal_shows_where_and_what_would_be_right(self, gauntlet: Command, spec: Any, said: str):
+        status, output, errors = gauntlet("submit", gauntlet.file(spec))
+        assert (status, output) == (1, "")
+        assert errors.startswith("gauntlet: 422: ")
+        assert said in errors
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [("{", "is no job"), ("lr: .nan", "is no job"), ("when: 2026-01-01", "is no job"), ("\x00", "is no job")],
+    )
+    def test_a_file_that_is_no_job(self, gauntlet: Command, text: str, said: str):
+        status, _, errors = gauntlet("submit", gauntlet.file(text))
+        assert (status, said in errors) == (1, True)
+
+    def test_a_file_that_is_not_there(self, gauntlet: Command):
+        status, _, errors = gauntlet("submit", "nowhere.yaml")
+        assert status == 1
+        assert "nowhere.yaml is no job: [Errno 2] No such file" in errors
+
+    @pytest.mark.parametrize("arguments", [[], ["job.yaml", "--suite", "quickstart"]])
+    def test_a_file_or_a_suite_but_one_of_them(self, gauntlet: Command, arguments: list[str]):
+        status, _, errors = gauntlet("submit", *arguments)
+        assert (status, "give a file or --suite NAME" in errors) == (1, True)
+
+    def test_waiting_ends_with_the_job_and_prints_the_matrices(self, gauntlet: Command, served: Served):
+        spec = {**JOB, "seeds": [5]}
+        gauntlet("submit", gauntlet.file(spec))
+        factories.finish(served.database, lambda _: 60)
+        status, output, errors = gauntlet("submit", gauntlet.file(spec), "--wait", "--matrices")
+        assert (status, errors) == (0, "")
+        assert "succeeded 100.0 %  9/9 stages" in output
+        assert "whitebox matrix, attacks by targets" in output
+        assert "* white-box: the substitute is the target" in output
+        assert "60.0 ± 9.4*" in output
+
+
+class TestLooking:
+    """gauntlet watch, jobs, cancel, matrix."""
+
+    def test_watching_a_job_that_failed(self, gauntlet: Command, served: Served):
+        spec = {"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}, "priority": 100, "seeds": [9]}
+        number = submitted(gauntlet("submit", gauntlet.file(spec))[1])
+        factories.fail(served.database, factories.claim(served.database), message="the loss is NaN")
+        status, output, errors = gauntlet("watch", number)
+        assert status == 1
+        assert output.startswith("failed")
+        assert errors == "failed: train natural H, seed 9: the loss is NaN\n"
+
+    def test_jobs_newest_first(self, gauntlet: Command):
+        numbers = [submitted(gauntlet("submit", gauntlet.file({**JOB, "name": name}))[1]) for name in ("a", "b", "c")]
+        status, output, _ = gauntlet("jobs", "--limit", "2")
+        assert status == 0
+        assert [line.split()[0] for line in output.splitlines()] == numbers[:0:-1]
+        assert output.splitlines()[0].endswith(" %  c")
+
+    def test_cancel(self, gauntlet: Command):
+        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [31]}))[1])
+        assert gauntlet("cancel", number) == (0, "cancelled\n", "")
+        status, _, errors = gauntlet("cancel", "999999")
+        assert (status, errors) == (1, "gauntlet: 404: there is no job 999999\n")
+
+    @pytest.mark.parametrize(
+        ("form", "said"),
+        [("table", "blackbox matrix, substitutes by targets"), ("json", '"matrix": "blackbox"'),
+         ("csv", "matrix,dataset,device,images"), ("markdown", "| --- | ---: |"), ("latex", r"\begin{tabular}{lr}")],
+    )  # fmt: skip
+    def test_a_matrix_in_every_form(self, gauntlet: Command, served: Served, form: str, said: str):
+        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [41]}))[1])
+        factories.finish(served.database, lambda _: 60)
+        status, output, errors = gauntlet("matrix", "blackbox", "--job", number, "--format", form)
+        assert (status, errors) == (0, "")
+        assert said in output
+
+    def test_a_matrix_that_is_not_there_yet_says_why(self, gauntlet: Command):
+        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [51]}))[1])
+        output = gauntlet("matrix", "whitebox", "--job", number)[1]
+        assert "FGSM eps=0.3 / natural H: seed 51: not finished (blocked)" in output
+        assert gauntlet("matrix", "whitebox", "--job", "999999")[::2] == (1, "gauntlet: 404: there is no job 999999\n")
+
+    def test_a_dataset_that_does_not_exist(self, gauntlet: Command):
+        status, _, errors = gauntlet("data", "imagenet")
+        assert status == 1
+        assert "no dataset 'imagenet'; there are" in errors
+
+
+class TestNoService:
+    """Nobody there, or somebody else."""
+
+    @pytest.fixture
+    def nobody(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return Command(f"http://127.0.0.1:{probe.getsockname()[1]}", capsys, tmp_path)
+
+    @pytest.mark.parametrize(
+        "arguments", [["jobs"], ["watch", "1"], ["matrix", "whitebox"], ["submit", "--suite", "x"]]
+    )
+    def test_it_says_where_it_looked_and_how_to_start_one(self, nobody: Command, arguments: list[str]):
+        status, output, errors = nobody(*arguments)
+        assert (status, output) == (1, "")
+        assert errors.startswith(f"gauntlet: no service at {nobody.url}: ")
+        assert errors.endswith("start one with `make serve`\n")
+
+    def test_the_address_comes_from_the_environment(
+        self, nobody: Command, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    ):
+        monkeypatch.setenv("GAUNTLET_URL", nobody.url)
+        assert cli.main(["jobs"]) == 1
+        assert f"no service at {nobody.url}:" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("url", ["http://[", "ftp://127.0.0.1", "127.0.0.1:9"])
+    def test_an_address_that_is_none(self, nobody: Command, url: str):
+        nobody.url = url
+        status, _, errors = nobody("jobs")
+        assert (status, f"no service at {url}" in errors) == (1, True)
+
+    @pytest.mark.parametrize("code", [200, 500])
+    def test_somebody_else(self, nobody: Command, code: int):
+        class Other(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(code)
+                self.end_headers()
+                self.wfile.write(b"<html>another program</html>")
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        server = HTTPServer(("127.0.0.1", 0), Other)
+        Thread(target=server.serve_forever, daemon=True).start()
+        nobody.url = f"http://127.0.0.1:{server.server_port}"
+        status, _, errors = nobody("jobs")
+        server.shutdown()
+        server.server_close()
+        assert status == 1
+        assert ("is no Gauntlet service" if code == 200 else "another program") in errors
+
+
+class TestClient:
+    """The client as a library."""
+
+    def test_it_pages_filters_and_repeats_safely(self, served: Served):
+        client = Client(served.url)
+        first = client.post_job({**JOB, "tags": ["paged"]}, key="one")
+        assert client.post_job({**JOB, "tags": ["paged"]}, key="one")["id"] == first["id"]
+        others = [client.post_job({**JOB, "tags": ["paged"]})["id"] for _ in range(2)]
+        assert [job["id"] for job in client.jobs(tag="paged", limit=1)] == [*others[::-1], first["id"]]
+        assert client.ready()
+
+    def test_a_refusal_keeps_status_and_fields(self, served: Served):
+        with pytest.raises(ApiRefused) as refused:
+            Client(served.url).post_job({**JOB, "limit": 0})
+        assert refused.value.status == 422
+        assert refused.value.fields[0]["path"] == "limit"
+
+    def test_watching_lasts_until_the_end(self, served: Served):
+        client = Client(served.url)
+        job = client.post_job({**JOB, "seeds": [61]})
+        seen = client.watch(job["id"], every=0.01)
+        assert next(seen)["state"] == "queued"
+        factories.finish(served.database)
+        assert [found["state"] for found in seen][-1] == "succeeded"
+
+
+def test_the_command_is_a_program_with_help_and_an_exit_status(served: Served):
+    program = [sys.executable, "-m", "client.cli"]
+    shown = subprocess.run([*program, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert all(command in shown.stdout for command in ("submit", "watch", "jobs", "cancel", "matrix", "data"))
+    refused = subprocess.run(
+        [*program, "--url", served.url, "submit", "--suite", "nope"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "there is no suite 'nope'" in refused.stderr
+    assert subprocess.run(program, capture_output=True, check=False, cwd=ROOT).returncode == 2
