@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo serve test check lint clean
+.PHONY: help install dev demo serve test storm bench check lint clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,13 @@ SUITE ?= quickstart
 
 test: dev ## the whole test suite, with a real PostgreSQL and a real Redis
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+storm: dev ## random faults over real stages; STORM="--faults 1000 --seconds 3600 --out docs/results/storm.json"
+	$(BIN)/python -m tests.storm $(STORM)
+
+bench: dev ## training and crafting against plain loops, foolbox, ART and the device's ceilings
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python -m bench $(BENCH)
 
 lint: dev ## formatting, lint, types, dependency rule
 	$(BIN)/ruff format --check .

@@ -14,11 +14,11 @@ import torch
 
 from bench import plain
 from bench.clock import Timing, Work, interleaved, ratio
+from core.attacks import ATTACKS
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
 from core.evaluation import craft
 from core.execution import Execution
-from core.attacks import ATTACKS
 from core.losses import soft_targets
 from core.networks import NETWORKS
 from core.training import Training, load_model, train
@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
 
 
 def ceilings(device: str, wait: Work | None) -> dict[str, float]:
-    """Return what the device does at best, measured now: operations per second of a large matrix product, bytes copied."""
+    """Return what the device does at best, now: operations per second of a large matrix product, bytes copied."""
     size = 2048 if device == "cpu" else 8192
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     blob = torch.empty(2**27 if device == "cpu" else 2**30, dtype=torch.uint8, device=device)
@@ -94,18 +94,19 @@ def training_rows(
         defense = DEFENSES[spec["kind"]].model_validate(spec)
         targets = soft_targets(labels, 10, smoothing, torch.float32)
 
-        def ours(iterations: int, defense: Any = defense) -> None:
-            schedule = Training(iterations=iterations)
-            train(defense, network, schedule, execution, recipe="bench", seed=0, images=images, labels=labels)
-
+        ours = partial(_our_training, defense, images, labels, execution)
         theirs = partial(_plain_training, loss, images, labels, targets, execution)
         iterations = _repeats(ours, options.budget, wait)
-        timings = interleaved(
-            {"ours": lambda: ours(iterations), "plain": lambda: theirs(iterations)}, options.rounds, wait
-        )
+        candidates: dict[str, Work] = {"ours": partial(ours, iterations), "plain": partial(theirs, iterations)}
+        timings = interleaved(candidates, options.rounds, wait)
         flop = defense.passes().units * network.flop * 256
         rows.append(_row(f"train {name}", timings, "plain", iterations, flop, ceiling))
     return rows
+
+
+def _our_training(defense: Any, images: Any, labels: Any, execution: Execution, iterations: int) -> None:
+    network, schedule = NETWORKS["mnist_cnn"](), Training(iterations=iterations)
+    train(defense, network, schedule, execution, recipe="bench", seed=0, images=images, labels=labels)
 
 
 def _plain_training(loss: Any, images: Any, labels: Any, targets: Any, execution: Execution, iterations: int) -> None:

@@ -180,7 +180,7 @@ class Server:
                 stderr=log,
                 cwd=self.folder,
                 start_new_session=True,  # Ctrl-C is for pytest, which then stops the server
-                preexec_fn=die_with_parent(self.death_signal),  # noqa: PLW1509 - one system call
+                preexec_fn=die_with_parent(self.death_signal),
                 **extra,
             )
         while self._process.poll() is None:

@@ -173,7 +173,7 @@ class Stack:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=servers.die_with_parent(),  # noqa: PLW1509 - one system call
+                preexec_fn=servers.die_with_parent(),
             )
 
     def is_healthy(self, name: str) -> bool:

@@ -16,7 +16,7 @@ from store.database import Database
 from store.settings import Settings
 from store.stages import Claim
 from tests import factories
-from tests.processes import LEASE, Process, Processes, wait_until
+from tests.processes import Process, Processes, wait_until
 from tests.servers import PostgresServer
 from tests.worker import specs
 from tests.worker.calm import assert_as_calm
@@ -223,19 +223,21 @@ def test_next_keeper_acts_at_once(settings: Settings, database: Database) -> Non
 @pytest.mark.xdist_group("worker-servers")
 def test_database_down(tmp_path: Path) -> None:
     """The worker stops by its own clock, a new one waits, the API says 503; then everything goes on by itself."""
+    lease = 1.5
     with PostgresServer() as postgres:
         url = postgres.create_database("gauntlet")
         migrate.upgrade(url)
-        with Processes(tmp_path, {"DATABASE_URL": url}) as service:
+        environment = {"DATABASE_URL": url, "HEARTBEAT_SECONDS": "0.3", "LEASE_SECONDS": str(lease)}
+        with Processes(tmp_path, environment) as service:
             service.ensure("api", "keeper", "worker")
-            spec = specs.training(350)
+            spec = specs.training(200)
             job = service.post(spec)
             service.running_at(service.stage(job)["key"], done=5)
             postgres.kill()
             began = time.monotonic()
             stopped = "its lease could not be renewed"
-            wait_until("it stops", lambda: stopped in service["worker"].log, LEASE, every=0.02)
-            assert time.monotonic() - began < LEASE
+            wait_until("it stops", lambda: stopped in service["worker"].log, lease, every=0.02)
+            assert time.monotonic() - began < lease
             assert not service.client.ready()
             newcomer = service.start("worker2")
             wait_until("it waits", lambda: "cannot register yet" in newcomer.log)

@@ -121,12 +121,14 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     nothing.
     """
     port = str(servers.free_port())
-    spec = {**specs.benchmark(), "training": {"iterations": 150, "batch_size": 4}}
+    long = {"name": "Long", "defense": {"kind": "natural"}, "training": {"iterations": 150}}
+    spec = {**specs.benchmark(), "defenses": [long, {"kind": "e2sad"}], "substitutes": ["Long"]}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec))
     first = Serve(tmp_path, PORT=port)
     try:
         client = first.ready()
-        key = client.post_job(spec)["stages"][0]["key"]
+        stages = client.post_job(spec)["stages"]
+        key = next(stage["key"] for stage in stages if stage["title"].startswith("train Long"))
         wait_until("it trains", lambda: client.get(f"/stages/{key}")["progress"])
         first.kill()
         wait_until("its parts end", lambda: gone(first.family), 15)
