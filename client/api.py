@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -71,8 +70,13 @@ class Client:
     def _job_when_it_answers(self, job_id: int, every: float) -> dict[str, Any]:
         while True:
             time.sleep(every)
-            with suppress(httpx.TransportError):
+            try:
                 return self.job(job_id)
+            except httpx.TransportError:
+                continue
+            except ApiRefused as refusal:
+                if refusal.status != httpx.codes.SERVICE_UNAVAILABLE.value:
+                    raise
 
     def matrix(self, name: str, **filters: Any) -> dict[str, Any]:
         """Return the white-box or black-box matrix."""

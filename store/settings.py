@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -55,6 +55,15 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, folder: Path) -> Path:
         return folder.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _leases_outlive_heartbeats(self) -> "Settings":
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError(
+                f"LEASE_SECONDS ({self.lease_seconds}) must be at least twice HEARTBEAT_SECONDS "
+                f"({self.heartbeat_seconds}): a lease has to outlive a late renewal"
+            )
+        return self
 
     @property
     def sql_url(self) -> str:

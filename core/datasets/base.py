@@ -57,8 +57,11 @@ class Dataset(Kind):
 
     @property
     def sha256(self) -> str:
-        """Return the sha256 of the pinned checksums: the dataset's part of a stage key, with no file on disk."""
-        return digest(dict(self.checksums))
+        """Return the sha256 of the pinned checksums and of `version`, which counts changes of how the files are read.
+
+        It is the dataset's part of a stage key, and needs no file on disk.
+        """
+        return digest({"checksums": dict(self.checksums), "version": self.version})
 
     @property
     def remedy(self) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -260,6 +261,22 @@ class TestClient:
         assert next(seen)["state"] == "queued"
         factories.finish(served.database)
         assert [found["state"] for found in seen][-1] == "succeeded"
+
+    def test_watching_waits_for_a_service_that_is_away_but_not_for_a_refusal(self, monkeypatch: pytest.MonkeyPatch):
+        away, gone = httpx.ConnectError("away"), ApiRefused(404, {})
+        answers: list[Any] = [{"state": "running"}, away, away, {"state": "running"}, gone]
+
+        def answer(*_: Any) -> dict[str, Any]:
+            found = answers.pop(0)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(Client, "job", answer)
+        seen = Client("http://127.0.0.1:9").watch(1, every=0.001)
+        assert [next(seen)["state"], next(seen)["state"]] == ["running", "running"]
+        with pytest.raises(ApiRefused):
+            next(seen)
 
 
 def test_the_command_is_a_program_with_help_and_an_exit_status(served: Served):

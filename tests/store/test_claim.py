@@ -545,6 +545,7 @@ class TestReap:
         assert factories.job(database, job_id).state == "failed"
         assert attempts(database, held.stage_id) == [(1, "lost"), (3, "lost"), (5, "lost")]
         second = post(database)
+        assert factories.stage(database, held.stage_id).losses == 0
         finish(database)
         assert factories.job(database, second).state == "succeeded"
 

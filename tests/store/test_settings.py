@@ -47,10 +47,10 @@ def test_database_urls(monkeypatch: pytest.MonkeyPatch, given: str, expected: st
 
 
 def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, clean: Path):
-    (clean / ".env").write_text("PORT=9001\nHOST=0.0.0.0\nLEASE_SECONDS=5\nSOMETHING_ELSE=1\n")
+    (clean / ".env").write_text("PORT=9001\nHOST=0.0.0.0\nLEASE_SECONDS=50\nSOMETHING_ELSE=1\n")
     monkeypatch.setenv("PORT", "9002")
     chosen = Settings()
-    assert (chosen.host, chosen.port, chosen.lease_seconds) == ("0.0.0.0", 9002, 5)
+    assert (chosen.host, chosen.port, chosen.lease_seconds) == ("0.0.0.0", 9002, 50)
 
 
 def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch):
@@ -87,3 +87,8 @@ def test_nonsense_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str,
 
 def test_every_setting_is_documented():
     assert all(field.description for field in Settings.model_fields.values())
+
+
+def test_a_lease_outlives_its_heartbeats():
+    with pytest.raises(ValidationError, match=r"LEASE_SECONDS .5.0. must be at least twice HEARTBEAT_SECONDS"):
+        Settings(heartbeat_seconds=3, lease_seconds=5)

@@ -231,14 +231,3 @@ def test_only_one(tmp_path: Path) -> None:
     lock.close()
     with serve.only_one(tmp_path / "state"):
         pass
-
-
-@pytest.mark.slow
-def test_quickstart(tmp_path: Path) -> None:
-    """What `make demo` runs."""
-    service = Serve(tmp_path, "--suite", "quickstart", "--stop", PORT=str(servers.free_port()), CPU_THREADS="2")
-    try:
-        assert service.wait(290) == 0, service.log
-    finally:
-        service.end()
-    assert "succeeded 100.0 %" in service.log
