@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ def _submit(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(json.dumps(answer, indent=2))
         return 0
+    if options.suite:
+        print(_description(client, options.suite))
     print(f"job {answer['id']}: {answer['progress']['stages']} stages, {client.url}/jobs/{answer['id']}")
     if not options.wait:
         return 0
@@ -100,6 +103,12 @@ def _submit(options: argparse.Namespace) -> int:
             print()
             _print_table(client.matrix(name, job=answer["id"]))
     return status
+
+
+def _description(client: Client, suite: str) -> str:
+    """Return what the suite says of itself, shortenings included, wrapped for a terminal."""
+    said = next(found["description"] for found in client.get("/suites") if found["name"] == suite)
+    return textwrap.fill(f"{suite}: {said}", width=100)
 
 
 def _spec(options: argparse.Namespace) -> dict[str, Any]:

@@ -27,9 +27,10 @@ def test_defaults_need_no_server(clean: Path):
     assert (chosen.heartbeat_seconds, chosen.lease_seconds) == (10, 60)
 
 
-def test_a_lease_outlasts_lost_heartbeats():
-    chosen = Settings()
-    assert chosen.lease_seconds >= 3 * chosen.heartbeat_seconds
+def test_a_lease_outlasts_a_lost_heartbeat(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HEARTBEAT_SECONDS", "31")
+    with pytest.raises(ValidationError, match="LEASE_SECONDS"):
+        Settings()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from sqlalchemy import select
 from store import jobs, stages, workers
 from store.database import Database, db_now
 from store.invariants import violations
-from store.models import JOB_ENDED, Event, Job, Result, Stage, StageState
+from store.models import JOB_ENDED, Event, Job, JobStage, Result, Stage, StageState
 from store.stages import Bell, Claim, StaleFence
 from tests import factories
 
@@ -89,6 +89,17 @@ class Service(RuleBasedStateMachine):
     def cancel(self, number: int) -> None:
         with self.database.write() as session:
             jobs.cancel(session, pick(self.live_jobs(), number))
+
+    @precondition(lambda self: self.held)
+    @rule(number=claims)
+    def cancel_what_runs(self, number: int) -> None:
+        """All jobs that want one of the running stages go, one after the other."""
+        stage_id = pick(list(self.held), number)
+        with self.database.read() as session:
+            wanting = list(session.scalars(select(JobStage.job_id).where(JobStage.stage_id == stage_id)))
+        for job_id in wanting:
+            with self.database.write() as session:
+                jobs.cancel(session, job_id)
 
     def live_jobs(self) -> list[int]:
         with self.database.read() as session:
@@ -176,6 +187,11 @@ class Service(RuleBasedStateMachine):
     # what the keeper, the broker and the clock do
 
     @rule()
+    def keep(self) -> None:
+        self.reap()
+        self.repair()
+        self.ring_again()
+
     def reap(self) -> None:
         with self.database.write() as session:
             expired = set(
@@ -187,12 +203,10 @@ class Service(RuleBasedStateMachine):
         assert expired <= set(self.held)
         self.stale += [self.held.pop(stage_id) for stage_id in expired]
 
-    @rule()
     def repair(self) -> None:
         with self.database.write() as session:
             assert stages.repair(session) == ([], 0), "the repair found work: something was stranded"
 
-    @rule()
     def ring_again(self) -> None:
         with self.database.write() as session:
             self.bells += stages.unheard(session, 1e6, 3.0)
@@ -295,7 +309,7 @@ def test_every_order_of_things_keeps_the_invariants(unchecked: Database):
     run_state_machine_as_test(
         type("ServiceHere", (Service,), {"database": unchecked}),
         settings=settings(
-            max_examples=25 if unchecked.is_sqlite else 12,
+            max_examples=45 if unchecked.is_sqlite else 18,
             stateful_step_count=30,
             deadline=None,
             database=None,
