@@ -309,7 +309,7 @@ def test_every_order_of_things_keeps_the_invariants(unchecked: Database):
     run_state_machine_as_test(
         type("ServiceHere", (Service,), {"database": unchecked}),
         settings=settings(
-            max_examples=45 if unchecked.is_sqlite else 18,
+            max_examples=30 if unchecked.is_sqlite else 15,
             stateful_step_count=30,
             deadline=None,
             database=None,
