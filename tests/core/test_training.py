@@ -182,7 +182,8 @@ class TestCurve:
         trained = run(training=Training(iterations=1001, batch_size=1), monitor=monitor)
         iterations = [point["iteration"] for point in trained.curve]
         assert iterations == [*range(5, 1001, 5), 1001]
-        assert [done for done, _, _ in monitor.reports] == iterations
+        assert [done for done, _, _ in monitor.reports] == [*range(1, 1002)]
+        assert [done for done, _, figures in monitor.reports if figures] == iterations
         assert monitor.reports[-1] == (1001, 1001, {"loss": trained.curve[-1]["loss"]})
 
     def test_it_holds_every_loss_of_the_defense(self):

@@ -45,17 +45,22 @@ def broken(database: Database) -> list[str]:
 class TestTwoParentsAtOnce:
     """Each parent's transaction sees the other parent unfinished."""
 
-    def run(self, database: Database, monkeypatch: pytest.MonkeyPatch, wake: Callable[..., list[Bell]]) -> list[Bell]:
+    def run(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch, wake: Callable[..., list[Bell]], *, locked: bool
+    ) -> list[Bell]:
         post(database, transfer())
         trains = [claim(database), claim(database)]
         succeed(database, next(one for one in trains if "fgsm" in one.title))
         craft = next(one for one in iter(lambda: try_claim(database), None) if "craft" in one.title)
         parents = [craft, next(one for one in trains if "natural" in one.title)]
-        both_ended = threading.Barrier(2)
+        both_ended, both_looked = threading.Barrier(2), threading.Barrier(2)
 
         def wait_then_wake(session: Session, stage_id: int) -> list[Bell]:
             both_ended.wait(10)
-            return wake(session, stage_id)
+            bells = wake(session, stage_id)
+            if not locked:  # with the lock the second waits here for the first to commit
+                both_looked.wait(10)
+            return bells
 
         monkeypatch.setattr(stages, "_wake_children", wait_then_wake)
         with ThreadPoolExecutor(2) as pool:
@@ -63,7 +68,7 @@ class TestTwoParentsAtOnce:
 
     def test_strand_the_child_without_the_lock(self, unchecked_postgres: Database, monkeypatch: pytest.MonkeyPatch):
         database = unchecked_postgres
-        bells = self.run(database, monkeypatch, wake_without_lock)
+        bells = self.run(database, monkeypatch, wake_without_lock, locked=False)
         child = factories.stages_by_title(database)[CHILD]
         assert child.state == "blocked"
         assert child.id not in {bell.stage_id for bell in bells}
@@ -73,7 +78,7 @@ class TestTwoParentsAtOnce:
         assert broken(database) == []
 
     def test_wake_the_child_once(self, postgres: Database, monkeypatch: pytest.MonkeyPatch):
-        bells = self.run(postgres, monkeypatch, stages._wake_children)
+        bells = self.run(postgres, monkeypatch, stages._wake_children, locked=True)
         child = factories.stages_by_title(postgres)[CHILD]
         assert child.state == "ready"
         assert [bell.stage_id for bell in bells].count(child.id) == 1

@@ -247,6 +247,20 @@ class TestScope:
         assert [column.label for column in whitebox(database).columns] == ["fgsm_adv H", "natural H"]
 
 
+FILTERS: list[tuple[dict[str, Any], int, int]] = [
+    ({}, 4, 2),
+    ({"attack": "fgsm"}, 2, 2),
+    ({"eps": "24/255"}, 1, 2),
+    ({"steps": 10}, 1, 2),
+    ({"attack": "fgsm", "steps": 10}, 0, 0),
+    ({"labels": ["B"]}, 4, 1),
+    ({"labels": ["nobody"]}, 0, 0),
+    ({"network": "mnist_cnn"}, 4, 2),
+    ({"network": "svhn_cnn"}, 0, 0),
+    ({"dataset": "mnist-mini"}, 4, 2),
+]
+
+
 class TestFilters:
     @pytest.fixture
     def filled(self, database: Database) -> Database:
@@ -255,24 +269,10 @@ class TestFilters:
         finish(database, by_seed(database, {0: 2, 1: 6}))
         return database
 
-    @pytest.mark.parametrize(
-        ("filters", "rows", "columns"),
-        [
-            ({}, 4, 2),
-            ({"attack": "fgsm"}, 2, 2),
-            ({"eps": "24/255"}, 1, 2),
-            ({"steps": 10}, 1, 2),
-            ({"attack": "fgsm", "steps": 10}, 0, 0),
-            ({"labels": ["B"]}, 4, 1),
-            ({"labels": ["nobody"]}, 0, 0),
-            ({"network": "mnist_cnn"}, 4, 2),
-            ({"network": "svhn_cnn"}, 0, 0),
-            ({"dataset": "mnist-mini"}, 4, 2),
-        ],
-    )
-    def test_narrow_the_table(self, filled: Database, filters: dict[str, Any], rows: int, columns: int):
-        matrix = whitebox(filled, **filters)
-        assert (len(matrix.rows), len(matrix.columns)) == (rows, columns)
+    def test_narrow_the_table(self, filled: Database):
+        for filters, rows, columns in FILTERS:
+            matrix = whitebox(filled, **filters)
+            assert (len(matrix.rows), len(matrix.columns)) == (rows, columns), filters
 
     def test_seeds(self, filled: Database):
         cell = labelled(whitebox(filled, seeds=[1]))["clean", "A"]
