@@ -18,7 +18,7 @@ from core.canonical import derive_seed
 from core.compute import configured, number_format, placed, unit_images
 from core.defenses.base import Batch
 from core.errors import ArtifactCorrupt, Diverged, Interrupted
-from core.fields import Count
+from core.fields import Count, Number
 from core.kinds import Spec
 from core.losses import soft_targets
 from core.monitor import Monitor, Unwatched
@@ -48,11 +48,11 @@ class Training(Spec):
     """Examples per step."""
     optimiser: Literal["adam", "sgd"] = "adam"
     """Update rule; the paper says Adam for SVHN and nothing for MNIST."""
-    lr: Annotated[float, Field(gt=0, le=10)] = 1e-3
+    lr: Annotated[Number, Field(gt=0, le=10)] = 1e-3
     """Learning rate."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
     """Momentum of sgd; adam has none."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
     """L2 penalty added to the gradient, per unit of weight."""
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from core.attacks.base import GradientAttack, Oracle, ascend, ball
-from core.fields import Pixels
+from core.fields import Number, Pixels
 from core.passes import Passes
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class MIFGSM(GradientAttack):
     """Radius of the ball and length of the whole path, in pixel units."""
     steps: Annotated[int, Field(strict=True, ge=1, le=10_000)] = 10
     """Number of steps; each is eps / steps long."""
-    decay: Annotated[float, Field(ge=0, le=10)] = 1.0
+    decay: Annotated[Number, Field(ge=0, le=10)] = 1.0
     """Share of the accumulated direction that each step keeps: the paper's mu."""
 
     def run(self, images: Tensor, oracle: Oracle) -> Tensor:

@@ -11,7 +11,7 @@ from core import losses
 from core.attacks.base import ascend
 from core.attacks.fgsm import FGSM
 from core.defenses.base import Batch, Defense, Gradients, add_scaled, clean_pass
-from core.fields import Pixels, Share
+from core.fields import Number, Pixels, Share
 from core.passes import Passes
 from core.random import normal, uniform
 
@@ -32,7 +32,7 @@ class E2SAD(Defense):
     """Training targets: 1 - this on the true class, this spread over the others; 0 is hard, the paper's soft is .25."""
     alpha: Share = 0.6
     """Weight of the clean loss; 1 - alpha is the first adversarial examples'."""
-    dissimilarity_weight: Annotated[float, Field(ge=0, le=1000)] = 0.1
+    dissimilarity_weight: Annotated[Number, Field(ge=0, le=1000)] = 0.1
     """Weight of the dissimilarity between first and second adversarial examples: the paper's lambda."""
     eps1: Pixels = Fraction(3, 10)
     """Length of the first step, from the clean image, in pixel units."""
@@ -41,11 +41,11 @@ class E2SAD(Defense):
     second_step: Literal["entropy", "noise", "uniform", "vat", "literal"] = "entropy"
     """Where and of what the second gradient is taken: entropy climbs CE(f(x''), f(x1)) at x1; noise, uniform and vat
     climb D(x1, x'') at a point near x1; literal climbs D at x1 itself, where its gradient is 0."""
-    sigma: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    sigma: Annotated[Number, Field(gt=0, le=1)] = 1e-3
     """Standard deviation of the start of `noise`, in pixel units."""
     radius: Pixels = Fraction(1, 10)
     """Half-width of the start of `uniform`, in pixel units."""
-    xi: Annotated[float, Field(gt=0, le=100)] = 0.1
+    xi: Annotated[Number, Field(gt=0, le=100)] = 0.1
     """Euclidean distance of the start of `vat` from x1, in pixel units."""
     power_iterations: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
     """Gradients of `vat`; each starts along the one before, the first in a random direction."""

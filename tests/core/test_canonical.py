@@ -31,3 +31,7 @@ def test_derived_seeds_are_pinned_distinct_and_in_range():
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed("recipe", 0) == int(digest(["recipe", 0])[:16], 16) // 2
     assert derive_seed("recipe", 1) != derive_seed("recipe1")
+
+
+def test_minus_zero_is_zero():
+    assert canonical_json({"a": [-0.0, (0.0, -1.5)]}) == '{"a":[0.0,[0.0,-1.5]]}'
