@@ -18,7 +18,7 @@ from api.schemas import (
 )
 from core.datasets import DATASETS
 from core.statistics import wilson
-from store import jobs, stages, waiting
+from store import stages, waiting
 from store.models import Job, Stage, StageState
 from store.results import Axis, Cell, Matrix, Scope
 
@@ -123,11 +123,6 @@ def _axis(axis: Axis, strength: dict[str, Cell]) -> AxisReply:
         key=axis.key, label=axis.label, recipe=axis.recipe, attack=axis.attack,
         self_accuracy=own.accuracy if own else None,
     )  # fmt: skip
-
-
-def job_rows(session: Session, job_id: int) -> list[tuple[float, str, bool, float]]:
-    """Return a job's stages as `cost` takes them."""
-    return [(row.flop, row.state, reused, row.device_seconds) for row, reused in jobs.stages_of(session, job_id)]
 
 
 def plain(value: Any) -> Any:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from core.canonical import digest
@@ -13,7 +12,7 @@ from core.plan import Model, Plan, PlannedStage
 from core.stages import Stage as StageSpec
 from core.stages.train import Train
 from store import events
-from store.database import db_now
+from store.database import db_now, insert_for
 from store.models import (
     JOB_ENDED,
     LIVE,
@@ -76,9 +75,8 @@ def _chunks(rows: Sequence[Any]) -> list[Sequence[Any]]:
 
 
 def _insert_ignore(session: Session, table: Any, rows: Sequence[dict[str, Any]]) -> None:
-    build = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     for chunk in _chunks(rows):
-        session.execute(build(table).on_conflict_do_nothing(), chunk)
+        session.execute(insert_for(session, table).on_conflict_do_nothing(), chunk)
 
 
 def _insert_missing(session: Session, ordered: Sequence[PlannedStage], device: str, priority: int) -> None:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, and_, delete, exists, func, insert, literal, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from store import events
-from store.database import db_now, storable
+from store.database import db_now, insert_for, storable
 from store.models import (
     ENDED,
     JOB_ENDED,
@@ -285,9 +284,8 @@ def _end(
 
 def _record_artifact(session: Session, stored: StoredArtifact) -> None:
     """Insert the artifact's row unless it is there."""
-    build = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     row = {"sha256": stored.sha256, "size": stored.size, "media_type": stored.media_type, "created_at": db_now()}
-    session.execute(build(Artifact).values(**row).on_conflict_do_nothing())
+    session.execute(insert_for(session, Artifact).values(**row).on_conflict_do_nothing())
 
 
 def unfinished_parents() -> Any:

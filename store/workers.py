@@ -3,10 +3,9 @@
 from typing import Any
 
 from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from store.database import db_now
+from store.database import db_now, insert_for
 from store.models import Lease, Worker
 
 ALIVE_HEARTBEATS = 3.5
@@ -59,8 +58,7 @@ def forget_old(session: Session) -> None:
 
 def hold(session: Session, name: str, owner: str, seconds: float) -> bool:
     """Return whether `owner` holds the named lease, taking it where it is free or expired."""
-    build = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    claim = build(Lease).values(name=name, owner=owner, expires=db_now() + seconds)
+    claim = insert_for(session, Lease).values(name=name, owner=owner, expires=db_now() + seconds)
     taken = claim.on_conflict_do_update(
         index_elements=[Lease.name],
         set_={"owner": owner, "expires": db_now() + seconds},
