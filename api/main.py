@@ -31,7 +31,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         _require_schema(app.state.service)
         _end_streams_on_stop(app.state.service)
         yield
-        app.state.service.stopping.set()
+        app.state.service.stopping = True
         app.state.service.close()
 
     app = FastAPI(
@@ -63,7 +63,7 @@ def _end_streams_on_stop(service: Service) -> None:
         before: Any = signal.getsignal(number)
 
         def stop(received: int, frame: Any, before: Any = before) -> None:
-            service.stopping.set()
+            service.stopping = True
             if callable(before):
                 before(received, frame)
 

@@ -1,7 +1,6 @@
 """What routes share: settings, database, bells, artifact store; one per API process."""
 
-import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -18,7 +17,7 @@ from store.database import Database
 from store.settings import Settings
 
 
-@dataclass(frozen=True)
+@dataclass
 class Service:
     """The process's connections."""
 
@@ -26,8 +25,8 @@ class Service:
     database: Database
     store: ArtifactStore
     ringer: Ringer
-    stopping: threading.Event = field(default_factory=threading.Event)
-    """Set when the process is told to stop, so that open streams end."""
+    stopping: bool = False
+    """Set when the process is told to stop, so that open streams end. No event: its lock may be held in a handler."""
 
     @classmethod
     def open(cls, settings: Settings) -> "Service":

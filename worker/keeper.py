@@ -5,7 +5,7 @@ A loop, not a job. Any number may run; a lease row lets one act.
 
 import logging
 import signal
-import threading
+import time
 import uuid
 
 from store import stages, workers
@@ -31,23 +31,23 @@ class Keeper:
         self._owner = uuid.uuid4().hex
         self._database = Database(chosen.sql_url)
         self._ringer = Ringer(celery_app(chosen))
-        self._stop = threading.Event()
+        self._stopping = False
         self._ticks = 0
 
     def run(self) -> None:
         """Tick until stopped; a database that is away is waited for."""
-        while not self._stop.is_set():
+        while not self._stopping:
             try:
                 self.tick()
             except Exception as error:
                 log.warning("keeper: %s", error)
-            self._stop.wait(self._settings.keeper_seconds)
+            time.sleep(self._settings.keeper_seconds)
         self._let_go()
         self._ringer.close()
 
     def stop(self, *_: object) -> None:
-        """Ask the loop to end."""
-        self._stop.set()
+        """Ask the loop to end. Safe inside a signal handler, as setting an event is not: its lock may be held."""
+        self._stopping = True
 
     def _let_go(self) -> None:
         """Let the next keeper act at once."""

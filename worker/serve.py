@@ -6,6 +6,7 @@ ends.
 """
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -14,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -73,8 +73,6 @@ class LocalService:
         self._environment = {**os.environ, **unset, "PORT": str(port)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._files: dict[str, IO[bytes]] = {}
-        self._stopping = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     @property
     def url(self) -> str:
@@ -99,9 +97,9 @@ class LocalService:
         """
         for name in self._commands():
             self._spawn(name)
-        self._watcher.start()
         deadline = time.monotonic() + START_SECONDS
         while not self._ready():
+            self._restart_dead()
             if time.monotonic() > deadline:
                 raise ServeError(f"the API is not ready after {START_SECONDS:.0f} s; see {self._logs / 'api.log'}")
             time.sleep(0.1)
@@ -114,14 +112,25 @@ class LocalService:
             start_new_session=True, preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call
         )  # fmt: skip
 
-    def _watch(self) -> None:
-        """Restart what dies, until told to stop."""
-        while not self._stopping.wait(RESTART_SECONDS):
-            for name, process in list(self._processes.items()):
-                status = process.poll()
-                if status is not None and not self._stopping.is_set():
-                    print(f"the {name} ended with status {status}; starting it again", file=sys.stderr, flush=True)
-                    self._spawn(name)
+    def tend(self, work: subprocess.Popen[bytes] | None = None) -> int:
+        """Return the exit status of `work` when it has ended; until then, or for ever, restart what dies.
+
+        From the main thread only: Linux tells a process to end when the *thread* that started it ends.
+        """
+        while True:
+            self._restart_dead()
+            if work is None:
+                time.sleep(RESTART_SECONDS)
+                continue
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return work.wait(RESTART_SECONDS)
+
+    def _restart_dead(self) -> None:
+        for name, process in self._processes.items():
+            status = process.poll()
+            if status is not None:
+                print(f"the {name} ended with status {status}; starting it again", file=sys.stderr, flush=True)
+                self._spawn(name)
 
     def _ready(self) -> bool:
         try:
@@ -132,9 +141,6 @@ class LocalService:
 
     def stop(self) -> None:
         """Ask every process to end, and end those that do not."""
-        self._stopping.set()
-        if self._watcher.is_alive():
-            self._watcher.join()
         for process in self._processes.values():
             if process.poll() is None:
                 process.terminate()
@@ -175,16 +181,15 @@ def _end_with_parent() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def submit(url: str, suite: str) -> int:
+def submit(service: LocalService, suite: str) -> int:
     """Return the exit status of the `gauntlet submit` command for a suite or a file, as any user would run it."""
     what = [suite] if suite.endswith((".yaml", ".yml", ".json")) else ["--suite", suite]
-    command = [sys.executable, "-m", "client.cli", "--url", url, "submit", *what, "--wait", "--matrices"]
-    return subprocess.run(command, check=False, preexec_fn=_end_with_parent).returncode
-
-
-def _until_told(service: LocalService) -> None:
-    print(f"\nGauntlet is at {service.url} (docs at {service.url}/docs); Ctrl-C stops it.", flush=True)
-    signal.pause()
+    command = [sys.executable, "-m", "client.cli", "--url", service.url, "submit", *what, "--wait", "--matrices"]
+    with subprocess.Popen(command, preexec_fn=_end_with_parent) as work:  # noqa: PLW1509 - one system call
+        try:
+            return service.tend(work)
+        finally:
+            work.terminate()
 
 
 def _interrupt(*_: Any) -> None:
@@ -206,9 +211,10 @@ def _serve(chosen: Settings, suite: str, *, stop: bool) -> int:
         try:
             service.start()
             print(f"service ready at {service.url}, state in {chosen.state_dir}", flush=True)
-            status = submit(service.url, suite) if suite else 0
+            status = submit(service, suite) if suite else 0
             if not stop:
-                _until_told(service)
+                print(f"\nGauntlet is at {service.url} (docs at {service.url}/docs); Ctrl-C stops it.", flush=True)
+                service.tend()
             return status
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):

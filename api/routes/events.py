@@ -56,7 +56,7 @@ async def stream(
     The stream ends with the job, after ten minutes, or when the service stops.
     """
     until = time.monotonic() + STREAM_SECONDS
-    while not service.stopping.is_set() and time.monotonic() < until:
+    while not service.stopping and time.monotonic() < until:
         found, ended = await run_in_threadpool(_read, service, job_id, seen, 500)
         for event in found:
             seen = event.seq

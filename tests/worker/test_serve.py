@@ -1,5 +1,6 @@
 """The local service as `make serve` and `make demo` start it: ports, folders, restarts, and nothing left behind."""
 
+import contextlib
 import os
 import re
 import signal
@@ -51,7 +52,10 @@ class Serve(Process):
     def roles(self) -> dict[str, int]:
         """Return role -> process id of the service's living parts."""
         roles = {"uvicorn": "api", "worker.keeper": "keeper", "worker": "worker", "worker.child": "child"}
-        words = {pid: Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in descendants(self.pid)}
+        words: dict[int, list[str]] = {}
+        for pid in descendants(self.pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                words[pid] = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
         return {roles.get(said[2], said[2]): pid for pid, said in words.items() if len(said) > 2}
 
 
@@ -90,8 +94,6 @@ def test_a_service_and_its_processes(tmp_path: Path, default_port_taken: None) -
         client = service.ready()
         assert re.search(r"port 8000 is taken; using 80\d\d", service.log)
         state = tmp_path / "state"
-        assert {"gauntlet.db", "artifacts", "broker", "logs", "serve.lock"} <= {path.name for path in state.iterdir()}
-
         second = Serve(tmp_path / "second", STATE_DIR=str(state))
         assert second.wait() == 1
         assert f"{state} is in use by a service (process {service.pid}); stop it or set STATE_DIR" in second.log
@@ -106,6 +108,7 @@ def test_a_service_and_its_processes(tmp_path: Path, default_port_taken: None) -
         for role in ("api", "keeper", "worker"):
             assert f"the {role} ended with status -9; starting it again" in service.log
         assert finished(client, client.post_job(specs.training(1)))["state"] == "succeeded"
+        assert {"gauntlet.db", "artifacts", "broker", "logs", "serve.lock"} <= {path.name for path in state.iterdir()}
 
         family = descendants(service.pid)
         assert service.terminate() == 0
