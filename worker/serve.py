@@ -40,37 +40,43 @@ class ServeError(Exception):
     """The service cannot start; the message says what to do."""
 
 
-def free_port(host: str, wanted: int, fixed: bool) -> int:
-    """Return `wanted` if it is free, else the next free port above it.
+def listen(host: str, wanted: int, fixed: bool) -> socket.socket:
+    """Return a socket that listens on `wanted`, or on the next free port above it.
+
+    The API inherits it: no other service can come between, and requests wait while a dead API is started again.
 
     Raises:
         ServeError: the port was asked for and is taken, none is free, or the host is none of this machine's.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in range(wanted, min(wanted + 100, 65536)):
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError as error:
-                if fixed or error.errno != errno.EADDRINUSE:
-                    reason = f"port {port} on {host} cannot be used: {error.strerror}; set PORT or HOST"
-                    raise ServeError(reason) from error
-                continue
-            return port
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            listener.bind((host, port))
+            listener.listen(1024)
+        except OSError as error:
+            listener.close()
+            if fixed or error.errno != errno.EADDRINUSE:
+                reason = f"port {port} on {host} cannot be used: {error.strerror}; set PORT or HOST"
+                raise ServeError(reason) from error
+            continue
+        return listener
     raise ServeError(f"no free port between {wanted} and {wanted + 99}; set PORT")
 
 
 class LocalService:
     """API, keeper and worker as child processes, watched and restarted."""
 
-    def __init__(self, chosen: Settings, port: int):
+    def __init__(self, chosen: Settings, listener: socket.socket):
         self._host = chosen.host
-        self._port = port
+        self._listener = listener
+        self._port: int = listener.getsockname()[1]
         self._logs = chosen.state_dir / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         unset = {name: value for name, value in EMBEDDED.items() if name.lower() not in chosen.model_fields_set}
-        self._environment = {**os.environ, **unset, "PORT": str(port)}
+        self._environment = {**os.environ, **unset, "PORT": str(self._port)}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._files: dict[str, IO[bytes]] = {}
 
@@ -83,7 +89,7 @@ class LocalService:
     def _commands(self) -> dict[str, list[str]]:
         python = sys.executable
         return {
-            "api": [python, "-m", "uvicorn", "api.main:app", "--host", self._host, "--port", str(self._port),
+            "api": [python, "-m", "uvicorn", "api.main:app", "--fd", str(self._listener.fileno()),
                     "--log-level", "warning", "--timeout-graceful-shutdown", "5"],
             "keeper": [python, "-m", "worker.keeper"],
             "worker": [python, "-m", "worker"],
@@ -109,7 +115,8 @@ class LocalService:
         self._files[name] = log
         self._processes[name] = subprocess.Popen(
             self._commands()[name], env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call
+            start_new_session=True, pass_fds=[self._listener.fileno()] if name == "api" else [],
+            preexec_fn=_end_with_parent,  # noqa: PLW1509 - one system call
         )  # fmt: skip
 
     def tend(self, work: subprocess.Popen[bytes] | None = None) -> int:
@@ -202,12 +209,13 @@ def _serve(chosen: Settings, suite: str, *, stop: bool) -> int:
     Raises:
         ServeError, DBAPIError: the service could not start.
     """
-    with only_one(chosen.state_dir):
-        port = free_port(chosen.host, chosen.port, "port" in chosen.model_fields_set)
+    fixed = "port" in chosen.model_fields_set
+    with only_one(chosen.state_dir), listen(chosen.host, chosen.port, fixed) as listener:
+        port: int = listener.getsockname()[1]
         if port != chosen.port:
             print(f"port {chosen.port} is taken; using {port}", flush=True)
         migrate.upgrade(chosen.sql_url)
-        service = LocalService(chosen, port)
+        service = LocalService(chosen, listener)
         try:
             service.start()
             print(f"service ready at {service.url}, state in {chosen.state_dir}", flush=True)

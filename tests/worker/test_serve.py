@@ -217,14 +217,17 @@ def test_unusable_settings(tmp_path: Path, setting: str, value: str, message: st
     assert "Traceback" not in service.log
 
 
-def test_free_port(taken: int) -> None:
-    assert serve.free_port("127.0.0.1", taken, fixed=False) > taken
+def test_listen(taken: int) -> None:
+    with serve.listen("127.0.0.1", taken, fixed=False) as above:
+        assert above.getsockname()[1] > taken
     with pytest.raises(ServeError, match=f"port {taken} on 127.0.0.1 cannot be used"):
-        serve.free_port("127.0.0.1", taken, fixed=True)
+        serve.listen("127.0.0.1", taken, fixed=True)
     free = servers.free_port()
-    assert serve.free_port("127.0.0.1", free, fixed=True) == free
+    with serve.listen("127.0.0.1", free, fixed=True) as mine, serve.listen("127.0.0.1", free, fixed=False) as next_one:
+        assert mine.getsockname()[1] == free
+        assert next_one.getsockname()[1] > free
     with pytest.raises(ServeError):
-        serve.free_port("not a host", free, fixed=True)
+        serve.listen("not a host", free, fixed=True)
 
 
 def test_only_one(tmp_path: Path) -> None:
