@@ -50,7 +50,7 @@ class Service:
         if device == "auto":
             device = "cuda" if workers.has_live_cuda(session, self.alive_seconds) else "cpu"
         threads = self.settings.cpu_threads if device == "cpu" else 1
-        return Execution(device=device, threads=threads)
+        return Execution(device=device, threads=threads, captured=device == "cuda")
 
     def require_dataset(self, job: Job) -> None:
         """Return where the job's dataset can be had.

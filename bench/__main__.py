@@ -37,7 +37,9 @@ def main() -> None:
     """Measure, print a table, and write docs/results/bench-<device>.json."""
     options = _options()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    execution = Execution(device=device, threads=torch.get_num_threads() if device == "cpu" else 1)
+    execution = Execution(
+        device=device, threads=torch.get_num_threads() if device == "cpu" else 1, captured=device == "cuda"
+    )
     wait: Work | None = torch.cuda.synchronize if device == "cuda" else None
     data = DATASETS["mnist-mini"]().load(Path())
     ceiling = ceilings(device, wait)

@@ -14,20 +14,33 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def configured(execution: Execution) -> Generator[None]:
-    """Set threads and repeatable, full-precision kernels as the plan says; what was set before is restored."""
+def configured(execution: Execution, *, tf32: bool = False) -> Generator[None]:
+    """Set threads and repeatable kernels as planned, in full precision but for `tf32`; restore what was before."""
     import torch
 
     cudnn: Any = torch.backends.cudnn
     matmul = torch.backends.cuda.matmul
     before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     torch.set_num_threads(execution.threads)
-    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False, False
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, False, tf32, tf32
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[1:]
+
+
+def in_bfloat16(module: nn.Module) -> nn.Module:
+    """Return a module whose layers multiply in bfloat16; its weights stay the given ones, its output is float32."""
+    from torch import autocast, bfloat16, nn
+
+    class InBfloat16(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            # without the cache: a cached cast would outlive the iteration that a CUDA graph captures
+            with autocast(images.device.type, bfloat16, cache_enabled=False):
+                return module(images).float()
+
+    return InBfloat16()
 
 
 def number_format(execution: Execution) -> torch.dtype:

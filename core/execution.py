@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from core.fields import Count
 from core.kinds import Spec
 
@@ -16,4 +18,12 @@ class Execution(Spec):
     layout: Literal["contiguous", "channels_last"] = "channels_last"
     """Memory layout of images and convolution weights."""
     precision: Literal["float32", "float64"] = "float32"
-    """Number format of the computation; float64 is for tests."""
+    """Number format of the computation; float64 is for tests. A training may compute in less: `Training.precision`."""
+    captured: bool = False
+    """Whether a training iteration is captured as a CUDA graph and replayed; on CUDA only."""
+
+    @model_validator(mode="after")
+    def _only_cuda_captures(self) -> "Execution":
+        if self.captured and self.device != "cuda":
+            raise ValueError("captured needs device cuda")
+        return self

@@ -70,6 +70,8 @@ class TrainingRequest(Spec):
     """Momentum of sgd."""
     weight_decay: Annotated[Number, Field(ge=0, le=1)] | None = None
     """L2 penalty."""
+    precision: Literal["float32", "tf32", "bf16"] | None = None
+    """What the training's matrix products compute in."""
     label_smoothing: Annotated[Share, Field(lt=1)] | None = None
     """Training targets of every defense that does not set its own: 1 - this on the true class, this over the rest."""
 

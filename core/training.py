@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from core.canonical import derive_seed
-from core.compute import configured, number_format, placed, unit_images
+from core.capture import Captured
+from core.compute import configured, in_bfloat16, number_format, placed, unit_images
 from core.defenses.base import Batch
 from core.errors import ArtifactCorrupt, Diverged, Interrupted
 from core.fields import Count, Number
@@ -54,6 +55,9 @@ class Training(Spec):
     """Momentum of sgd; adam has none."""
     weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
     """L2 penalty added to the gradient, per unit of weight."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """What the training's matrix products compute in; weights, losses and every evaluation are float32. tf32 needs a
+    CUDA device and is float32 elsewhere."""
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Training:
@@ -93,7 +97,7 @@ def train(
         ArtifactCorrupt: `resume` is damaged or belongs to another training.
         Interrupted: the monitor said so; where the reason is "drain" a checkpoint has been saved.
     """
-    with configured(execution):
+    with configured(execution, tf32=training.precision == "tf32"):
         run = _Run(
             defense=defense,
             network=network,
@@ -206,8 +210,10 @@ class _Run:
         self.order = Order(recipe, seed, len(images), training.batch_size, execution.device)
         self.noise_seed = derive_seed(recipe, seed, "noise")
         self.model = placed(network.build(derive_seed(recipe, seed, "init")), execution).train()
+        self.called = in_bfloat16(self.model) if training.precision == "bf16" else self.model
         self.params = list(self.model.parameters())
         self.optimiser = _optimiser(training, self.params)
+        self.iterate = Captured(self._iterate, training.batch_size) if execution.captured else self._iterate
         self.curve: list[dict[str, float]] = []
         self.iteration = 0
         """Number of finished iterations."""
@@ -231,15 +237,20 @@ class _Run:
         return Trained(weights, self.curve)
 
     def _step(self) -> dict[str, Tensor]:
-        indices = self.order(self.iteration)
+        losses = self.iterate(self.order(self.iteration), self.iteration)
+        self.iteration += 1
+        return losses
+
+    def _iterate(self, indices: Tensor, iteration: int | Tensor) -> dict[str, Tensor]:
+        """Train on one batch and return its losses; all of it is work for the device that nothing here waits for."""
         batch = Batch(
-            model=self.model,
+            model=self.called,
             params=self.params,
             images=unit_images(self.images[indices], self.execution),
             labels=self.labels[indices],
             targets=self.targets[indices],
             indices=indices,
-            iteration=self.iteration,
+            iteration=iteration,
             seed=self.noise_seed,
             monitor=self.monitor,
         )
@@ -247,7 +258,6 @@ class _Run:
         for weight, gradient in zip(self.params, gradients.weights, strict=True):
             weight.grad = gradient
         self.optimiser.step()
-        self.iteration += 1
         return gradients.losses
 
     def _record(self, losses: dict[str, Tensor]) -> None:
@@ -318,7 +328,10 @@ def _optimiser(training: Training, params: Sequence[Tensor]) -> torch.optim.Opti
     import torch
 
     if training.optimiser == "adam":
-        return torch.optim.Adam(params, lr=training.lr, weight_decay=training.weight_decay, fused=True)
+        on_cuda = params[0].is_cuda
+        return torch.optim.Adam(
+            params, lr=training.lr, weight_decay=training.weight_decay, fused=True, capturable=on_cuda
+        )
     return torch.optim.SGD(
         params, lr=training.lr, momentum=training.momentum, weight_decay=training.weight_decay, fused=True
     )

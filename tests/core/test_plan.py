@@ -161,7 +161,8 @@ class TestDefaults:
     def test_a_whole_schedule_can_be_given(self):
         schedule = {"iterations": 7, "batch_size": 8, "optimiser": "sgd", "lr": 0.1, "momentum": 0.5,
                     "weight_decay": 0.01}  # fmt: skip
-        assert only_train({**BARE, "training": schedule}).training.model_dump() == schedule
+        assert only_train({**BARE, "training": schedule}).training.model_dump() == {"precision": "float32", **schedule}
+        assert only_train({**BARE, "training": {"precision": "tf32"}}).training.precision == "tf32"
 
     def test_a_network_can_be_given(self):
         body = {**BARE, "dataset": "svhn", "network": {"kind": "svhn_cnn", "input": "per-image"}}
@@ -321,6 +322,8 @@ BASES = {
               for kind in ATTACKS if kind != "none"],
     "evaluate": [spec_of("evaluate", {**FAST, "defense": {"kind": "natural"}})],
 }  # fmt: skip
+for _bases in BASES.values():
+    _bases.append({**_bases[0], "execution": {**_bases[0]["execution"], "device": "cuda", "captured": True}})
 CANDIDATES: tuple[Any, ...] = (
     True, False, 1, 2, 3, 50, 0, 0.05, 0.15, 0.5, "0.2", "f" * 64, "e" * 64, "svhn", "mnist", "sgd", "adam",
 )  # fmt: skip
@@ -475,9 +478,9 @@ class TestKeys:
 
 
 GOLDEN = (
-    "cb4541c1f68eb496d23005477680d45473f3329c156163a6ecab6176b39a2705",
-    "78112ba9811b8d8a147509c2361f3e32eec86d3ef797f72960d46540bd2a4587",
-    "83f7fe049592faf028dac1739406f29f54df8454fcbd2cc35c52dc73a4ff04c4",
+    "91895a329d43b7b238a71076781d6763ba1e74517aec93e8c41d30e5fe0d5625",
+    "1192959b5b441dd2d4e94576896d990e07beb861400cf823747779d41e6da0dd",
+    "bf7be272391e37d719e4e808229c7c591f7a2ad421845bbca529025070f4d833",
 )
 
 
