@@ -97,7 +97,7 @@ def training_rows(
         targets = soft_targets(labels, 10, smoothing, torch.float32)
 
         ours = partial(_our_training, defense, images, labels, execution)
-        theirs = partial(_plain_training, loss, images, labels, targets, execution)
+        theirs = partial(_plain_training, loss, images, targets, execution)
         iterations = _repeats(ours, options.budget, wait)
         candidates: dict[str, Work] = {"ours": partial(ours, iterations), "plain": partial(theirs, iterations)}
         timings = interleaved(candidates, options.rounds, wait)
@@ -111,8 +111,8 @@ def _our_training(defense: Any, images: Any, labels: Any, execution: Execution, 
     train(defense, network, schedule, execution, recipe="bench", seed=0, images=images, labels=labels)
 
 
-def _plain_training(loss: Any, images: Any, labels: Any, targets: Any, execution: Execution, iterations: int) -> None:
-    plain.train(loss, images, labels, targets, iterations, execution.device)
+def _plain_training(loss: Any, images: Any, targets: Any, execution: Execution, iterations: int) -> None:
+    plain.train(loss, images, targets, iterations, execution.device)
 
 
 def crafting_rows(

@@ -90,13 +90,18 @@ def e2sad_loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return 0.6 * clean + 0.4 * cross_entropy(first, targets) + 0.1 * dissimilarity
 
 
-def train(loss: Step, images: Tensor, labels: Tensor, targets: Tensor, iterations: int, device: str) -> nn.Module:
-    """Return the network after that many iterations of 256 shuffled images."""
-    del labels
+def train(
+    loss: Step, images: Tensor, targets: Tensor, iterations: int, device: str, batch_size: int = 256
+) -> nn.Module:  # fmt: skip
+    """Return the network after that many iterations, epoch after shuffled epoch."""
     model = network().to(device).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    waiting: list[Tensor] = []
     for _ in range(iterations):
-        batch = torch.randint(len(images), (256,), device=images.device)
+        if not waiting:
+            order = torch.randperm(len(images), device=images.device)
+            waiting = list(order[: len(order) // batch_size * batch_size].split(batch_size))
+        batch = waiting.pop()
         optimiser.zero_grad()
         loss(model, images[batch].to(device).float() / 255, targets[batch].to(device)).backward()
         optimiser.step()
