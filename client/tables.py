@@ -7,7 +7,7 @@ def table(matrix: dict[str, Any]) -> str:
     """Return the matrix with accuracies in per cent and the half-width of each 95 % interval."""
     head = ["", *(column["label"] for column in matrix["columns"])]
     body = [
-        [row["label"], *(_cell(cell) for cell in cells)]
+        [row["label"], *(_cell(cell, mark=matrix["matrix"] == "blackbox") for cell in cells)]
         for row, cells in zip(matrix["rows"], matrix["cells"], strict=True)
     ]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
@@ -20,12 +20,12 @@ def _aligned(line: list[str], widths: list[int]) -> str:
     return "  ".join([first.strip().ljust(widths[0]), *others])
 
 
-def _cell(cell: dict[str, Any]) -> str:
+def _cell(cell: dict[str, Any], *, mark: bool) -> str:
     if cell["accuracy"] is None:
         return "--"
     low, high = cell["interval"]
-    mark = "*" if cell["whitebox"] else " "
-    return f"{100 * cell['accuracy']:5.1f} ±{50 * (high - low):4.1f}{mark}"
+    star = ("*" if cell["whitebox"] else " ") if mark else ""
+    return f"{100 * cell['accuracy']:5.1f} ±{50 * (high - low):4.1f}{star}"
 
 
 def caption(matrix: dict[str, Any]) -> str:

@@ -295,4 +295,13 @@ def retry_job(job_id: JobId, service: ServiceDep) -> Response:
         raise NotFound(f"there is no job {job_id}")
     if old.state not in (JobState.FAILED, JobState.CANCELLED):
         raise Conflict(f"job {job_id} is {old.state}; only a failed or cancelled job can be retried")
-    return _created(make_job(service, old.suite, _job.validate_python(old.spec)))
+    try:
+        spec = _job.validate_python(old.spec)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise Conflict(
+            f"job {job_id} was made by another version of the code, which this one no longer reads "
+            f"({where}: {first['msg']}); post it anew"
+        ) from None
+    return _created(make_job(service, old.suite, spec))

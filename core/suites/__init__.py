@@ -20,6 +20,8 @@ def suites() -> dict[str, dict[str, Any]]:
 def expand_suite(request: dict[str, Any]) -> dict[str, Any]:
     """Return the job spec of ``{"suite": NAME, ...}``: the suite's fields, overridden by the others given.
 
+    `defense` replaces the suite's `defenses`.
+
     Raises:
         SpecError: no suite has that name.
     """
@@ -29,4 +31,6 @@ def expand_suite(request: dict[str, Any]) -> dict[str, Any]:
         raise SpecError(f"there is no suite {name!r}; allowed: {', '.join(allowed)}", ("suite",), allowed)
     spec = {key: value for key, value in suites()[name].items() if key != "description"}
     overrides = {key: value for key, value in request.items() if key != "suite"}
+    if "defense" in overrides:
+        spec.pop("defenses", None)
     return {"name": name, **spec, **overrides}

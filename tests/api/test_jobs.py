@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from core.suites import suites
+from store.models import Job
 from tests import factories
 from tests.api.house import E2SAD, LITTLE, House
 
@@ -337,6 +338,16 @@ class TestCancel:
         assert set(again.json()["progress"]["by_state"]) == {"blocked", "ready"}
         assert house.get(f"/jobs/{job['id']}")["state"] == "cancelled"
         assert house.client.post(f"/jobs/{again.json()['id']}/retry").status_code == 409
+
+    def test_a_job_whose_kind_is_gone_cannot_be_tried_again(self, house: House):
+        job = house.post(LITTLE)
+        house.client.post(f"/jobs/{job['id']}/cancel")
+        with house.service.database.write() as session:
+            row = session.get_one(Job, job["id"])
+            row.spec = {**row.spec, "defense": {"kind": "was_here_once"}}
+        answer = house.client.post(f"/jobs/{job['id']}/retry")
+        assert answer.status_code == 409
+        assert "was made by another version of the code" in answer.json()["error"]["message"]
 
     def test_a_failed_stage_says_why(self, house: House):
         job = house.post({**LITTLE, "kind": "benchmark"})

@@ -33,6 +33,11 @@ def test_a_table_is_aligned_and_marks_what_is_white_box():
     )
 
 
+def test_a_white_box_table_needs_no_mark():
+    whitebox = {**MATRIX, "matrix": "whitebox", "cells": [[cell(0.6, whitebox=True)] * 2] * 2}
+    assert "*" not in tables.table(whitebox)
+
+
 def test_a_caption_says_what_the_numbers_are():
     assert tables.caption(MATRIX) == (
         "blackbox matrix, substitutes by targets: accuracy in % ± half-width of the 95 % interval; mnist-mini, "

@@ -46,6 +46,11 @@ def test_other_fields_replace_the_suites():
     assert isinstance(_job.validate_python(spec), BenchmarkJob)
 
 
+def test_one_defense_replaces_the_suites_defenses():
+    found = planned({"suite": "quickstart", "defense": {"kind": "natural"}, "substitutes": []})
+    assert [model.train.defense.kind for model in found.targets] == ["natural"]
+
+
 def test_replacing_leaves_the_suite_itself_alone():
     before = repr(suites())
     expand_suite({"suite": "quickstart", "limit": 1})["tags"] = ["x"]
