@@ -135,7 +135,7 @@ EVERYTHING = {
     ],
     "dataset": "svhn", "network": {"kind": "svhn_cnn", "input": "per-image"},
     "training": {"epochs": 2, "batch_size": 1000, "optimiser": "sgd", "lr": 0.5, "momentum": 0.1, "weight_decay": 0.01,
-                 "label_smoothing": 0.1},
+                 "label_smoothing": 0.1, "precision": "bf16"},
     "seeds": [3, 1], "attacks": [{"kind": "pgd", "eps": "8/255", "restarts": 2, "loss": "training"}],
     "substitutes": ["long", {"kind": "ifgsm_adv", "label_smoothing": 0}], "substitute_seeds": [9, 3],
     "transfer": [{"kind": "fgsm", "clip": False}], "pairing": "independent", "limit": 500,
@@ -163,7 +163,7 @@ class TestOverrides:
             ("pgd_minmax", 1), ("pgd_minmax", 3),
         ]  # fmt: skip
         schedules = {t["defense"]["kind"]: t["training"] for t in trains}
-        shared = {"optimiser": "sgd", "lr": 0.5, "momentum": 0.1, "weight_decay": 0.01}
+        shared = {"optimiser": "sgd", "lr": 0.5, "momentum": 0.1, "weight_decay": 0.01, "precision": "bf16"}
         assert schedules["pgd_minmax"] == schedules["ifgsm_adv"] == {"iterations": 2 * 74, "batch_size": 1000, **shared}
         assert schedules["natural"] == {"iterations": 20, "batch_size": 5, **shared}
         smoothing = {t["defense"]["kind"]: t["defense"]["label_smoothing"] for t in trains}
