@@ -136,7 +136,7 @@ def defaults_at(eps: str, second: str, **e2sad: Any) -> dict[str, dict[str, Any]
     The paper trains with ten IFGSM steps there (section 4.2).
     """
     return {
-        **{kind: {"eps": eps} for kind in ("fgsm", "ifgsm", "fgsm_adv")},
+        **{kind: {"eps": eps} for kind in ("fgsm", "ifgsm", "fgsm_adv", "hamm_minimax", "strong_adversary")},
         "ifgsm_adv": {"eps": eps, "steps": 10},
         "pgd": {"eps": eps, "step_size": "2/255"},
         "pgd_minmax": {"eps": eps, "steps": 10, "step_size": "2/255"},

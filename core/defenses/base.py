@@ -83,10 +83,14 @@ class Batch:
         )
 
     def descent(self, loss: Tensor) -> list[Tensor]:
-        """Return the weight gradient of `loss`."""
+        """Return the weight gradient of `loss`, in the weights' own memory layout."""
         import torch
 
-        return list(torch.autograd.grad(loss, self.params))
+        # fused optimisers read a gradient as it lies in memory; a second differentiation leaves it transposed
+        return [
+            gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
+            for gradient, weight in zip(torch.autograd.grad(loss, self.params), self.params, strict=True)
+        ]
 
 
 class Clean(NamedTuple):
@@ -169,11 +173,15 @@ class AdversarialTraining(Defense, ABC):
         if alpha == 1:
             return Gradients([w / size for w in clean.weights], {"loss": clean.loss, "clean": clean.loss})
         images = self.attack().run(batch.images, batch.oracle(known=clean.images))
-        loss = batch.losses(batch.model(images)).mean()
+        loss, figures = self.adversarial_loss(batch, images)
         weights = add_scaled(batch.descent((1 - alpha) * loss), clean.weights, alpha / size)
-        adversarial = loss.detach()
-        total = alpha * clean.loss + (1 - alpha) * adversarial
-        return Gradients(weights, {"loss": total, "clean": clean.loss, "adversarial": adversarial})
+        total = alpha * clean.loss + (1 - alpha) * loss.detach()
+        return Gradients(weights, {"loss": total, "clean": clean.loss, **figures})
+
+    def adversarial_loss(self, batch: Batch, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what is minimised on the adversarial `images`, here mean J(x_adv), and its detached parts."""
+        loss = batch.losses(batch.model(images)).mean()
+        return loss, {"adversarial": loss.detach()}
 
     def passes(self) -> Passes:
         """Return the clean pass, the attack's gradients but the first, and the adversarial pass."""

@@ -28,6 +28,12 @@ class CountPasses(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.convolution.default and args[1].shape[1] == SECOND:
             self.forward += len(args[0]) / self.batch_size
+        if (
+            func is torch.ops.aten.convolution.default
+            and len(args[0]) == SECOND
+            and args[1].shape[1] == self.batch_size
+        ):
+            self.full_backward += 0.5  # the weights' half, which a second differentiation writes as a convolution
         if func is torch.ops.aten.convolution_backward.default:
             self._backward(args[0], args[2], args[-1])
         return func(*args, **(kwargs or {}))

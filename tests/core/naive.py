@@ -88,6 +88,45 @@ def second_gradient(model, defense, x1, indices, seed, iteration):
     return image_gradient(lambda x: ce(target, model(x)), x1 + start)
 
 
+def hamm_minimax(model, defense, images, targets, indices, seed, iteration):
+    """Every example's gradient from a backward pass of its own; norms and reductions spelt out in sums."""
+    eps, n = float(defense.eps), len(images)
+    adversarial = fgsm(model, images, targets, eps, defense).requires_grad_()
+    gradients = []
+    for i in range(n):
+        loss = ce(targets[i : i + 1], model(adversarial[i : i + 1]))
+        gradients.append(torch.autograd.grad(loss, adversarial, create_graph=True)[0][i])
+
+    def norm(values):
+        if defense.norm == "linf":
+            return values.abs().max()
+        return values.abs().sum() if defense.norm == "l1" else (values**2).sum() ** 0.5
+
+    each = [norm(gradient) ** defense.power for gradient in gradients]
+    size = {
+        "batch-mean": n * norm(torch.stack(gradients) / n) ** defense.power,
+        "batch-sum": n * norm(torch.stack(gradients)) ** defense.power,
+        "example-mean": sum(each) / n,
+        "example-sum": sum(each),
+    }[defense.reduction]
+    penalty = defense.constant * eps * size
+    return mixed(model, defense, images, targets, adversarial) + (1 - defense.alpha) * penalty
+
+
+def strong_adversary(model, defense, images, targets, indices, seed, iteration):
+    moved = []
+    for image, target in zip(images, targets, strict=True):
+        truth = int(target.argmax())
+        logits = model(image[None])[0].detach()
+        order = sorted((j for j in range(len(logits)) if j != truth), key=lambda j: -logits[j].item())
+        ways = []
+        for j in order[: defense.rivals]:
+            slope = image_gradient(lambda x, j=j, truth=truth: model(x)[0, j] - model(x)[0, truth], image[None])[0]
+            ways.append(((logits[truth] - logits[j]).item() / slope.abs().sum().item(), j, slope))
+        moved.append(image + float(defense.eps) * min(ways)[2].sign())
+    return ce(targets, model(clip(torch.stack(moved), defense)))
+
+
 def e2sad(model, defense, images, targets, indices, seed, iteration):
     x1 = fgsm(model, images, targets, float(defense.eps1), defense)
     gradient = second_gradient(model, defense, x1, indices, seed, iteration)
@@ -104,4 +143,6 @@ LOSSES = {
     "ifgsm_adv": ifgsm_adv,
     "pgd_minmax": pgd_minmax,
     "e2sad": e2sad,
+    "hamm_minimax": hamm_minimax,
+    "strong_adversary": strong_adversary,
 }

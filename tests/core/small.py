@@ -47,9 +47,8 @@ def tiny_pixels(n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def small(cls: type[K], **fields: object) -> K:
-    """Return the kind with defaults, but with three steps where it takes steps."""
-    if "steps" in cls.model_fields:
-        fields = {"steps": 3, **fields}
+    """Return the kind with defaults, but with three steps where it takes steps, and the tiny network's three rivals."""
+    fields = {name: 3 for name in ("steps", "rivals") if name in cls.model_fields} | fields
     return cls(**fields)
 
 

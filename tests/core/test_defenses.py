@@ -24,7 +24,11 @@ from tests.core.small import Recording, small, tiny_images, tiny_model
 VARIANTS = [
     *(small(cls) for cls in DEFENSES.values()),
     *(small(cls, label_smoothing=0.1) for cls in DEFENSES.values()),
-    *(small(DEFENSES[kind], alpha=alpha) for kind in ("fgsm_adv", "ifgsm_adv", "e2sad") for alpha in (0, 1)),
+    *(
+        small(DEFENSES[kind], alpha=alpha)
+        for kind in ("fgsm_adv", "ifgsm_adv", "e2sad", "hamm_minimax")
+        for alpha in (0, 1)
+    ),
     IfgsmTraining(steps=1),
     IfgsmTraining(steps=3, clip=False),
     FgsmTraining(clip=False, eps="0.05"),
@@ -82,6 +86,17 @@ def test_shared_gradients_equal_the_naive_ones(defense):
         assert gradient.abs().max() > 1e-4
         assert (gradient - weight.grad).abs().max() < 1e-9
     assert not any(figure.requires_grad for figure in found.losses.values())
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("defense", [*VARIANTS, LITERAL], ids=named)
+def test_gradients_lie_in_memory_as_the_weights_do(defense, layout):
+    """The fused optimisers do not look at strides: a transposed gradient would be taken for another one."""
+    model = tiny_model().to(memory_format=layout)
+    batch = batch_of(defense, model)
+    for gradient, weight in zip(defense.gradients(batch).weights, batch.params, strict=True):
+        sizes = zip(gradient.stride(), weight.stride(), weight.shape, strict=True)
+        assert all(ours == theirs for ours, theirs, size in sizes if size > 1)
 
 
 @pytest.mark.parametrize("defense", [*VARIANTS, LITERAL], ids=named)

@@ -71,7 +71,7 @@ def cases() -> dict[str, tuple[str, Kind]]:
     for folder, kinds in (("attacks", ATTACKS), ("defenses", DEFENSES), ("networks", NETWORKS)):
         for kind, cls in kinds.items():
             for spec in variants(cls):
-                said = [f"{name}={value}" for name, value in spec.differences(frozenset({"steps"})).items()]
+                said = [f"{name}={value}" for name, value in spec.differences(frozenset({"steps", "rivals"})).items()]
                 found[" ".join([f"{folder}/{kind}@{cls.version}", *said])] = folder, spec
     return found
 
