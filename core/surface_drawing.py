@@ -1,11 +1,11 @@
-"""The picture of loss surfaces: one panel per model on one scale, and cuts along both directions."""
+"""The pictures of loss surfaces: all models on one scale."""
 
 from __future__ import annotations
 
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from core.drawing import MAP, PALE, canvas, look
+from core.drawing import MAP, PALE, canvas, look, spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,69 +13,114 @@ if TYPE_CHECKING:
 
 COLUMNS = 4
 PATH = "#D55E00"
+T1, T2, LOSS = "t1 (pixel units)", "t2 (pixel units)", "mean loss (nats)"
 
 
 def surfaces(values: dict[str, Any]) -> Figure:
-    """Return the picture: surfaces above, cuts below, or the losses along the paths where there are any."""
+    """Return one surface per model, and below them the cuts along both directions."""
     models = values["models"]
     columns = min(COLUMNS, len(models))
     rows = ceil(len(models) / columns)
-    picture = canvas(max(3.0 * columns, 6.4), 2.9 * rows + 3.0)
-    upper, lower = picture.subfigures(2, 1, height_ratios=(2.9 * rows, 3.0))
-    _panels(upper, models, rows, columns)
-    left, right = lower.subplots(1, 2)
-    _cut(left, models, "t1 (pixel units), t2 = 0", lambda loss: [row[0] for row in loss])
-    if any(model["path"] for model in models):
-        _along_path(right, models)
-    else:
-        _cut(right, models, "t2 (pixel units), t1 = 0", lambda loss: loss[0])
+    picture = canvas(max(2.9 * columns + 0.8, 7.0), 2.9 * rows + 3.2)
+    upper, lower = picture.subfigures(2, 1, height_ratios=(2.9 * rows, 3.2))
+    panels = [upper.add_subplot(rows, columns, i + 1, projection="3d") for i in range(len(models))]
+    top = _top(models)
+    meshes = [_surface(axes, model, top) for axes, model in zip(panels, models, strict=True)]
+    upper.colorbar(meshes[0], ax=panels, shrink=0.6, aspect=18, pad=0.04, label=LOSS)
+    left, right = lower.subplots(1, 2, sharey=True)
+    _cut(left, models, lambda loss: [row[0] for row in loss], f"{T1}, at t2 = 0")
+    _cut(right, models, lambda loss: loss[0], f"{T2}, at t1 = 0")
+    left.set_ylabel(LOSS)
+    spread(left, [loss for model in models for row in model["loss"] for loss in (row[0], *model["loss"][0])])
     handles, labels = left.get_legend_handles_labels()
     lower.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     picture.suptitle(values["title"])
     return picture
 
 
-def _panels(figure: Any, models: list[dict[str, Any]], rows: int, columns: int) -> None:
+def paths(values: dict[str, Any]) -> Figure:
+    """Return, for each model, the surface with the path, and both seen from above."""
+    models = values["models"]
+    picture = canvas(8.0, 3.5 * len(models) + 0.4)
+    top = _top(models)
+    for position, (row, model) in enumerate(
+        zip(picture.subfigures(len(models), 1, squeeze=False)[:, 0], models, strict=True)
+    ):
+        left = row.add_subplot(1, 2, 1, projection="3d")
+        _surface(left, model, top)
+        _path_in_space(left, model["path"])
+        right = row.add_subplot(1, 2, 2)
+        _from_above(right, model, top)
+        if position == 0:
+            right.set_title("seen from above")
+    picture.suptitle(values["title"])
+    return picture
+
+
+def _top(models: list[dict[str, Any]]) -> float:
+    """Return the largest loss of any model: the end of the scale that all share."""
+    return max(
+        max(*map(max, model["loss"]), *(place["loss"] for place in model["path"]), 1e-9) for model in models
+    )  # fmt: skip
+
+
+def _mesh(model: dict[str, Any]) -> tuple[Any, Any, Any]:
     import numpy as np
+
+    t1, t2 = np.meshgrid(model["t"], model["t"], indexing="ij")
+    return t1, t2, np.asarray(model["loss"])
+
+
+def _surface(axes: Any, model: dict[str, Any], top: float) -> Any:
     from matplotlib.colors import Normalize
 
-    top = max(max(map(max, model["loss"])) for model in models)
-    top = max([top, *(place["loss"] for model in models for place in model["path"])])
-    scale = Normalize(0, top)
-    mesh = None
-    for position, model in enumerate(models):
-        axes = figure.add_subplot(rows, columns, position + 1, projection="3d")
-        t1, t2 = np.meshgrid(model["t"], model["t"], indexing="ij")
-        mesh = axes.plot_surface(
-            t1, t2, np.asarray(model["loss"]), cmap=MAP, norm=scale, edgecolor="#33333355", linewidth=0.25,
-            rcount=21, ccount=21, antialiased=True, shade=False,
+    axes.computed_zorder = False  # the path belongs in front
+    mesh = axes.plot_surface(
+        *_mesh(model), cmap=MAP, norm=Normalize(0, top), edgecolor="#33333355", linewidth=0.25, rcount=25, ccount=25,
+        antialiased=True, shade=False, zorder=2,
+    )  # fmt: skip
+    reach = model["t"][-1]
+    axes.set(xlabel="t1", ylabel="t2", zlabel="", xlim=(0, reach), ylim=(0, reach), zlim=(0, top), title=model["label"])
+    axes.view_init(elev=24, azim=-128)
+    axes.tick_params(pad=-2, labelsize=7)
+    axes.locator_params(nbins=4)
+    axes.xaxis.labelpad = axes.yaxis.labelpad = -6
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.pane.set(facecolor="white", edgecolor=PALE)
+        axis._axinfo["grid"].update(color="#dddddd", linewidth=0.5)
+    return mesh
+
+
+def _path_in_space(axes: Any, path: list[dict[str, float]]) -> None:
+    places = [[place[name] for place in path] for name in ("t1", "t2", "loss")]
+    axes.plot(*places, color=PATH, linewidth=2, marker="o", markersize=5, markeredgecolor="white", zorder=5)
+    for coordinate, name in enumerate(("xlim", "ylim")):
+        low, high = getattr(axes, f"get_{name}")()
+        axes.set(**{name: (min(low, *places[coordinate]), max(high, *places[coordinate]))})
+
+
+def _from_above(axes: Axes, model: dict[str, Any], top: float) -> None:
+    import numpy as np
+
+    levels = np.linspace(0, top, 13)
+    shown = axes.contourf(*_mesh(model), levels=levels, cmap=MAP)
+    path = model["path"]
+    axes.plot(
+        [p["t1"] for p in path], [p["t2"] for p in path], color=PATH, linewidth=2, marker="o", markersize=6,
+        markeredgecolor="white",
+    )  # fmt: skip
+    for name, place in zip(("clean x", "first x1", "second x2"), path, strict=True):
+        axes.annotate(
+            f"{name}: {place['loss']:.3g}", (place["t1"], place["t2"]), (7, 7), textcoords="offset points", fontsize=8,
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         )  # fmt: skip
-        _path_on(axes, model["path"])
-        axes.set(xlabel="t1", ylabel="t2", zlim=(0, top), title=model["label"])
-        axes.view_init(elev=24, azim=-128)
-        axes.tick_params(pad=-2, labelsize=7)
-        axes.locator_params(nbins=4)
-        axes.xaxis.labelpad = axes.yaxis.labelpad = -6
-    figure.colorbar(mesh, ax=figure.axes, shrink=0.6, aspect=18, pad=0.02, label="mean loss (nats)")
+    low = min(0.0, *(p["t2"] for p in path)) * 1.3
+    axes.set(xlabel=T1, ylabel=T2, ylim=(low, max(model["t"][-1], *(p["t2"] for p in path))))
+    axes.figure.colorbar(shown, ax=axes, label=LOSS, format="%.3g")
 
 
-def _path_on(axes: Any, path: list[dict[str, float]]) -> None:
-    if path:
-        places = [[place[name] for place in path] for name in ("t1", "t2", "loss")]
-        axes.plot(*places, color=PATH, linewidth=2, marker="o", markersize=5, markeredgecolor="white", zorder=10)
-
-
-def _cut(axes: Axes, models: list[dict[str, Any]], label: str, taken: Any) -> None:
+def _cut(axes: Axes, models: list[dict[str, Any]], taken: Any, label: str) -> None:
     for position, model in enumerate(models):
         axes.plot(model["t"], taken(model["loss"]), label=model["label"], **look(position))
-    axes.set(xlabel=label, ylabel="mean loss (nats)", yscale="log", xlim=(0, models[0]["t"][-1]))
+    axes.set(xlabel=label, xlim=(0, models[0]["t"][-1]))
     axes.grid(True, color=PALE, linewidth=0.4)
-
-
-def _along_path(axes: Axes, models: list[dict[str, Any]]) -> None:
-    for position, model in enumerate(models):
-        losses = [place["loss"] for place in model["path"]]
-        axes.plot(range(len(losses)), losses, marker="o", label=model["label"], **look(position))
-    axes.set(ylabel="mean loss (nats)", yscale="log", xticks=range(3), xlim=(-0.2, 2.2))
-    axes.set_xticklabels(["clean x", "first x1", "second x2"])
-    axes.grid(True, axis="y", color=PALE, linewidth=0.4)

@@ -38,8 +38,8 @@ class Plane:
     """Its perturbation's sign is g1."""
     ticks: Sequence[float]
     """Values of t1 and of t2, in pixel units."""
-    along_second_step: bool
-    """Whether g2 is what e2SAD's second step adds to g1, else random signs."""
+    through_second: bool
+    """Whether g2 leads to e2SAD's second adversarial images, which then lie in the plane; else random signs."""
     clip: bool
     """Whether the images of the plane are clipped to [0, 1]."""
     seed: int
@@ -89,7 +89,11 @@ def grid(
             )  # fmt: skip
             first = signs(adversarial - clean)
             ends = two_steps(steps, model, clean, truth, indices) if steps is not None else None
-            second = _second_direction(plane, first, ends, indices)
+            second = (
+                beside(first, ends[1] - clean)
+                if plane.through_second and ends is not None
+                else random_across(first, plane.seed, indices)
+            )
             points += _over(plane, model, clean, truth, first, second, monitor)
             if ends is not None:
                 path += _along(model, clean, truth, (clean, *ends), first, second)
@@ -136,16 +140,10 @@ def random_across(first: Tensor, seed: int, indices: Tensor) -> Tensor:
     return torch.where(moved, flat * kept, free).view_as(first)
 
 
-def beside(first: Tensor, direction: Tensor) -> Tensor:
-    """Return what `direction` adds to `first`, image by image: its orthogonal part, its largest pixel scaled to 1."""
-    across = direction - _share(direction, first).view(-1, 1, 1, 1) * first
+def beside(first: Tensor, perturbation: Tensor) -> Tensor:
+    """Return what `perturbation` adds to `first`, image by image: its orthogonal part, the largest pixel scaled to 1."""
+    across = perturbation - _share(perturbation, first).view(-1, 1, 1, 1) * first
     return across / across.abs().amax((1, 2, 3), keepdim=True).clamp(min=STILL)
-
-
-def _second_direction(plane: Plane, first: Tensor, ends: tuple[Tensor, Tensor] | None, indices: Tensor) -> Tensor:
-    if not plane.along_second_step or ends is None:
-        return random_across(first, plane.seed, indices)
-    return beside(first, signs(ends[1] - ends[0]))
 
 
 def _share(vector: Tensor, direction: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class CurvesFigure(Figure):
 
     def draw(self, values: Values) -> Canvas:
         """Return one panel per loss that any of the models has."""
-        from core.drawing import canvas, look
+        from core.drawing import canvas, look, spread
 
         names = [name for name in SHOWN if any(name in model["losses"] for model in values["models"])]
         picture = canvas(max(3.2 * len(names), 4.2), 3.4)
@@ -42,7 +42,8 @@ class CurvesFigure(Figure):
             for position, model in enumerate(values["models"]):
                 if series := model["losses"].get(name):
                     axes.plot(series["iteration"], series["loss"], label=model["label"], linewidth=1.2, **look(position))
-            axes.set(title=SHOWN[name], xlabel="iteration", yscale="log")
+            axes.set(title=SHOWN[name], xlabel="iteration")
+            spread(axes, [loss for model in values["models"] for loss in model["losses"].get(name, {}).get("loss", [])])
         panels[0].set_ylabel("mean loss (nats)")
         lines = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         picture.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(4, len(lines)))

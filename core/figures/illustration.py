@@ -81,6 +81,14 @@ class IllustrationFigure(Figure):
         upper, lower = picture.subplots(2, 1, sharex=True, height_ratios=(1, 1.25))
         _probabilities(upper, values)
         _climbed(lower, values)
+        wrong = [max(row) > row[0] for row in zip(*values["probabilities"], strict=True)]
+        for axes in (upper, lower):
+            axes.fill_between(
+                values["input"], 0, 1, where=wrong, transform=axes.get_xaxis_transform(), color="#eeeeee", linewidth=0,
+                zorder=0,
+            )  # fmt: skip
+            for point in values["points"].values():
+                axes.axvline(point["input"], color="#bbbbbb", linewidth=0.7, linestyle=":", zorder=0.5)
         return picture
 
 
@@ -92,20 +100,19 @@ LOOKS = {
 }
 
 
+NAMED_AT = ((-0.6, 0.63), (-0.78, 0.42), (0.3, 0.34))
+"""Where the classes are named: beside their curves, off the others."""
+
+
 def _probabilities(axes: Axes, values: Values) -> None:
     from core.drawing import COLOURS
 
-    for k, (colour, line) in enumerate(zip((COLOURS[2], COLOURS[1], COLOURS[3]), ("-", "--", "-."), strict=True)):
+    looks = zip((COLOURS[2], COLOURS[1], COLOURS[3]), ("-", "--", "-."), NAMED_AT, strict=True)
+    for k, (colour, line, place) in enumerate(looks):
         axes.plot(values["input"], values["probabilities"][k], color=colour, linestyle=line)
-        end = values["probabilities"][k][-1]
-        axes.annotate(
-            f"class {k + 1}", (values["input"][-1], end), (4, 0), textcoords="offset points", va="center", color=colour
-        )  # fmt: skip
-    wrong = [max(row) > row[0] for row in zip(*values["probabilities"], strict=True)]
-    for part in (axes,):
-        part.fill_between(values["input"], 0, 1, where=wrong, color="#eeeeee", linewidth=0, zorder=0)
+        axes.text(*place, f"class {k + 1}", color=colour)
     axes.set(ylabel="probability", ylim=(0, 1), xlim=(LOW, HIGH))
-    axes.text(LOW + 0.02, 0.95, "grey: class 1 is not predicted", va="top", fontsize=8)
+    axes.text(0, 0.93, "grey: class 1 is not predicted", va="top", ha="center", fontsize=8)
 
 
 def _climbed(axes: Axes, values: Values) -> None:
@@ -125,5 +132,5 @@ def _climbed(axes: Axes, values: Values) -> None:
             point["input"], point[curve], marker, color=colour, markeredgecolor="#222222", markersize=9,
             linestyle="none", label=label, zorder=5,
         )  # fmt: skip
-    axes.set(xlabel="input (its own units)", ylabel="nats", ylim=(0, None))
+    axes.set(xlabel="input (its own units)", ylabel="nats", ylim=(0, 3.2))
     axes.legend(loc="upper center", ncols=2, fontsize=8)

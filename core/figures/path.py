@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class PathFigure(Figure):
     """Loss of a minibatch over x + t1 * g1 + t2 * g2, and the way from x over x1 to x2 (Figure 3).
 
-    The paper leaves open how g2 is chosen. Here it is what the second step adds to g1, so that the path lies near the
-    plane; its points stand at their mean projections and at their own losses, as in the paper.
+    The paper leaves open how g2 is chosen. Here it is the part of x2 - x that is orthogonal to g1, its largest pixel
+    scaled to 1, so that x2 lies in the plane; the points stand at their mean projections and at their own losses.
     """
 
     kind: Literal["path"] = "path"
@@ -57,7 +57,7 @@ class PathFigure(Figure):
 
         limit = self.limit if self.limit < dataset.test_size else None
         return Surface(
-            target=key, direction=self.direction, across="second_step", reach=self.reach, points=self.points,
+            target=key, direction=self.direction, across="path", reach=self.reach, points=self.points,
             path=self.path or steps_on(train, dataset), clip=self.clip, limit=limit, execution=execution,
         )  # fmt: skip
 
@@ -72,17 +72,17 @@ class PathFigure(Figure):
             "title": "e2SAD's two steps on the loss surface of a minibatch",
             "caption": "Mean cross entropy of the true label over "
             f"{test_images(parts[0].payload | {'dataset': surface_of(parts[0])['dataset']})} at x + t1 g1 + t2 g2, "
-            f"{clipped}. g1: the sign of the perturbation by {self.direction.label()}; g2: what the second step adds "
-            "to g1. Points of the path: clean, first and second adversarial images, at their mean projections on g1 "
+            f"{clipped}. g1: the sign of the perturbation by {self.direction.label()}; g2: the part of x2 - x "
+            "that is orthogonal to g1. Points of the path: clean, first and second adversarial images, at their mean projections on g1 "
             "and g2 and at their own mean losses.",
             "models": [{"label": part.label, **surface_of(part)} for part in parts],
         }
 
     def draw(self, values: Values) -> Canvas:
-        """Return one surface per model with its path, and the losses along the path."""
-        from core.surface_drawing import surfaces
+        """Return one surface per model with its path, beside the same seen from above."""
+        from core.surface_drawing import paths
 
-        return surfaces(values)
+        return paths(values)
 
     def page(self, values: Values) -> str:
         """Return the surfaces and paths to be turned and read."""

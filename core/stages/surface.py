@@ -23,8 +23,8 @@ class Surface(Stage):
     """Key of the train stage of the model that is looked at."""
     direction: RadiusAttack
     """g1 is the sign of this attack's perturbation."""
-    across: Literal["random", "second_step"] = "random"
-    """g2, orthogonal to g1: random signs, or what the second step of `path` adds to g1."""
+    across: Literal["random", "path"] = "random"
+    """g2, orthogonal to g1: random signs, or the direction that brings the end of `path` into the plane."""
     reach: Reach = Fraction(2, 5)
     """Largest t1 and t2, in pixel units."""
     points: Points = 21
@@ -39,9 +39,9 @@ class Surface(Stage):
     """Only the first `limit` test images; null is the whole test set."""
 
     @model_validator(mode="after")
-    def _second_step_of_something(self) -> "Surface":
-        if self.across == "second_step" and self.path is None:
-            raise ValueError('across "second_step" needs a path')
+    def _across_needs_its_path(self) -> "Surface":
+        if self.across == "path" and self.path is None:
+            raise ValueError('across "path" needs a path')
         return self
 
     def parents(self) -> tuple[str, ...]:
@@ -60,7 +60,7 @@ class Surface(Stage):
         spec, model = loaded(context, self.target, self.execution)
         data = context.dataset(spec.dataset)
         images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]
-        plane = Plane(self.direction, self.ticks, self.across == "second_step", self.clip, self.seed)
+        plane = Plane(self.direction, self.ticks, self.across == "path", self.clip, self.seed)
         found = grid(
             model, images, labels, plane, self.path, self.execution,
             smoothing=spec.defense.label_smoothing, monitor=context.monitor,
