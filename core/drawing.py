@@ -68,14 +68,14 @@ def look(position: int) -> dict[str, Any]:
 
 def spread(axes: Axes, values: Iterable[float]) -> None:
     """Give the axis of `values` a logarithmic scale with plain numbers where they span more than a factor of five."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     positive = [value for value in values if value > 0]
     if not positive or max(positive) < 5 * min(positive):
         return
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if max(positive) > 1000 * min(positive) else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 

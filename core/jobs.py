@@ -289,5 +289,6 @@ def _default_kind(value: Any) -> Any:
 
 
 AnyJob = Annotated[
-    Annotated[BenchmarkJob | TrainJob | EvaluateJob | FigureJob, Field(discriminator="kind")], BeforeValidator(_default_kind)
+    Annotated[BenchmarkJob | TrainJob | EvaluateJob | FigureJob, Field(discriminator="kind")],
+    BeforeValidator(_default_kind),
 ]

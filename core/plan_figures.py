@@ -47,7 +47,9 @@ def _chosen(figure: Figure, named: dict[str, Model], i: int) -> dict[str, Model]
     wanted = figure.models or list(named)
     for position, label in enumerate(wanted):
         if label not in named:
-            raise SpecError(f"no model of this job is called {label!r}", ("figures", i, "models", position), list(named))
+            raise SpecError(
+                f"no model of this job is called {label!r}", ("figures", i, "models", position), list(named)
+            )
     if len(wanted) > MAX_MODELS:
         raise SpecError(f"a figure shows at most {MAX_MODELS} models; name some", ("figures", i, "models"), list(named))
     return {label: named[label] for label in wanted}

@@ -28,10 +28,11 @@ def surfaces(values: dict[str, Any]) -> Figure:
     meshes = [_surface(axes, model, top) for axes, model in zip(panels, models, strict=True)]
     upper.colorbar(meshes[0], ax=panels, shrink=0.6, aspect=18, pad=0.04, label=LOSS)
     left, right = lower.subplots(1, 2, sharey=True)
-    _cut(left, models, lambda loss: [row[0] for row in loss], f"{T1}, at t2 = 0")
-    _cut(right, models, lambda loss: loss[0], f"{T2}, at t1 = 0")
+    cuts = [([row[0] for row in model["loss"]], model["loss"][0]) for model in models]
+    _cut(left, models, [cut[0] for cut in cuts], f"{T1}, at t2 = 0")
+    _cut(right, models, [cut[1] for cut in cuts], f"{T2}, at t1 = 0")
     left.set_ylabel(LOSS)
-    spread(left, [loss for model in models for row in model["loss"] for loss in (row[0], *model["loss"][0])])
+    spread(left, [loss for cut in cuts for side in cut for loss in side])
     handles, labels = left.get_legend_handles_labels()
     lower.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
     picture.suptitle(values["title"])
@@ -119,8 +120,8 @@ def _from_above(axes: Axes, model: dict[str, Any], top: float) -> None:
     axes.figure.colorbar(shown, ax=axes, label=LOSS, format="%.3g")
 
 
-def _cut(axes: Axes, models: list[dict[str, Any]], taken: Any, label: str) -> None:
-    for position, model in enumerate(models):
-        axes.plot(model["t"], taken(model["loss"]), label=model["label"], **look(position))
+def _cut(axes: Axes, models: list[dict[str, Any]], losses: list[list[float]], label: str) -> None:
+    for position, (model, loss) in enumerate(zip(models, losses, strict=True)):
+        axes.plot(model["t"], loss, label=model["label"], **look(position))
     axes.set(xlabel=label, xlim=(0, models[0]["t"][-1]))
     axes.grid(True, color=PALE, linewidth=0.4)

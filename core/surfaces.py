@@ -141,7 +141,7 @@ def random_across(first: Tensor, seed: int, indices: Tensor) -> Tensor:
 
 
 def beside(first: Tensor, perturbation: Tensor) -> Tensor:
-    """Return what `perturbation` adds to `first`, image by image: its orthogonal part, the largest pixel scaled to 1."""
+    """Return what `perturbation` adds to `first`, image by image: its orthogonal part, largest pixel scaled to 1."""
     across = perturbation - _share(perturbation, first).view(-1, 1, 1, 1) * first
     return across / across.abs().amax((1, 2, 3), keepdim=True).clamp(min=STILL)
 

@@ -70,5 +70,5 @@ def _models(session: Session, parts: Sequence[str]) -> list[str]:
         .join(train, train.id == StageParent.parent_id)
         .where(Stage.key.in_(list(parts)))
     )
-    behind = {part: key for part, key in rows}
+    behind = {row[0]: row[1] for row in rows}
     return [behind.get(part, part) for part in parts]

@@ -112,7 +112,7 @@ class E2SAD(Defense):
         return self.alpha < 1 or (self.dissimilarity_weight > 0 and not self.detach_target)
 
     def _first(self, batch: Batch, known: Tensor | None) -> Tensor:
-        """Return x1 = clip01(x + eps1 * sign(grad J(x))), eq. 6; `known` is that gradient where it has been paid for."""
+        """Return x1 = clip01(x + eps1 * sign(grad J(x))), eq. 6; `known` is that gradient if it is paid for."""
         return FGSM(eps=self.eps1, loss="training", clip=self.clip).run(batch.images, batch.oracle(known=known))
 
     def _adversarial_loss(self, batch: Batch, x1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

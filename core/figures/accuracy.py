@@ -65,18 +65,19 @@ class AccuracyFigure(Figure):
         """Return one line per model over its interval."""
         from core.drawing import canvas, look
 
-        picture = canvas(5.6, 3.8)
+        picture = canvas(6.8, 3.6)
         axes = picture.subplots()
         for position, model in enumerate(values["models"]):
             radii = [float(parse_pixels(eps)) for eps in model["eps"]]
             line = look(position)
-            axes.fill_between(radii, *zip(*model["interval"], strict=True), color=line["color"], alpha=0.15, linewidth=0)
+            low, high = ([ends[side] for ends in model["interval"]] for side in (0, 1))
+            axes.fill_between(radii, low, high, color=line["color"], alpha=0.15, linewidth=0)
             axes.plot(radii, model["accuracy"], label=model["label"], marker="o", markersize=3.5, **line)
         axes.set(
             title=values["title"], xlabel="eps (pixel units; images span 0 to 1)", ylabel="accuracy (share correct)",
             ylim=(-0.02, 1.02), xlim=(0, None),
         )  # fmt: skip
-        axes.legend(loc="outside" if len(values["models"]) > 4 else "best")
+        picture.legend(loc="outside right upper")
         return picture
 
 

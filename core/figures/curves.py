@@ -41,7 +41,9 @@ class CurvesFigure(Figure):
         for axes, name in zip(panels, names, strict=True):
             for position, model in enumerate(values["models"]):
                 if series := model["losses"].get(name):
-                    axes.plot(series["iteration"], series["loss"], label=model["label"], linewidth=1.2, **look(position))
+                    axes.plot(
+                        series["iteration"], series["loss"], label=model["label"], linewidth=1.2, **look(position)
+                    )
             axes.set(title=SHOWN[name], xlabel="iteration")
             spread(axes, [loss for model in values["models"] for loss in model["losses"].get(name, {}).get("loss", [])])
         panels[0].set_ylabel("mean loss (nats)")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import exp, log
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from core.figures.base import Figure, Part, Values
 
@@ -34,7 +35,7 @@ def cross_entropy(x: float, y: float) -> float:
     return -sum(p * log(q) for p, q in zip(probabilities(x), probabilities(y), strict=True))
 
 
-def step(x: float, climbed: Any, length: float) -> float:
+def step(x: float, climbed: Callable[[float], float], length: float) -> float:
     """Return where a step along the sign of the slope of `climbed` leads (central difference)."""
     slope = climbed(x + 1e-5) - climbed(x - 1e-5)
     return x + (length if slope > 0 else -length)
@@ -53,7 +54,7 @@ class IllustrationFigure(Figure):
         first = step(CLEAN, loss, EPS1)
         inputs = [LOW + (HIGH - LOW) * i / (POINTS - 1) for i in range(POINTS)]
         by_loss = step(first, loss, EPS2)
-        by_dissimilarity = step(first, lambda x: cross_entropy(x, first), EPS2)
+        by_dissimilarity = step(first, partial(cross_entropy, y=first), EPS2)
         places = {"clean": CLEAN, "first": first, "by_loss": by_loss, "by_dissimilarity": by_dissimilarity}
         return {
             "title": "Climbing the loss, or the dissimilarity",
@@ -119,7 +120,7 @@ def _climbed(axes: Axes, values: Values) -> None:
     from core.drawing import COLOURS
 
     blue, orange = COLOURS[0], COLOURS[5]
-    axes.plot(values["input"], values["loss"], color=blue, label="loss, −log f₁(x)")
+    axes.plot(values["input"], values["loss"], color=blue, label="loss, CE(class 1, f(x))")
     axes.plot(values["input"], values["dissimilarity"], color=orange, label="dissimilarity, CE(f(x), f(x1))")
     axes.plot(
         values["input"], values["dissimilarity_as_printed"], color=orange, linestyle="--", linewidth=1,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from core.attacks.ifgsm import IFGSM
 from core.defenses.e2sad import E2SAD
-from core.fields import Count, parse_pixels
-from core.figures.base import Figure, Part, Values, test_images
-from core.figures.surfaces import surface_of
+from core.fields import Count
+from core.figures.base import Figure, Part, Values
+from core.figures.surfaces import plane_of, surface_of, usual_reach
 from core.ranges import Points, RadiusAttack, Reach
 from core.surface_page import page
 
@@ -47,7 +47,7 @@ class PathFigure(Figure):
 
     def resolved(self, dataset: Dataset, fill: Callable[[Any], Any]) -> Self:
         """Return the figure with the dataset's reach, and its defaults of attack and path."""
-        reach = self.reach or min(1, parse_pixels(dataset.epsilon) * 4 / 3)
+        reach = self.reach or usual_reach(dataset)
         filled = {"direction": fill(self.direction), "path": self.path and fill(self.path)}
         return self.model_copy(update={"reach": reach, **filled})
 
@@ -57,8 +57,8 @@ class PathFigure(Figure):
 
         limit = self.limit if self.limit < dataset.test_size else None
         return Surface(
-            target=key, direction=self.direction, across="path", reach=self.reach, points=self.points,
-            path=self.path or steps_on(train, dataset), clip=self.clip, limit=limit, execution=execution,
+            target=key, direction=self.direction, across="path", points=self.points,
+            reach=self.reach or usual_reach(dataset), path=self.path or steps_on(train, dataset), clip=self.clip, limit=limit, execution=execution,
         )  # fmt: skip
 
     def cost(self, train: Train, images: int) -> float:
@@ -67,14 +67,11 @@ class PathFigure(Figure):
 
     def values(self, parts: Sequence[Part]) -> Values:
         """Return the surfaces and paths, one per model."""
-        clipped = "clipped to [0, 1]" if self.clip else "not clipped"
         return {
             "title": "e2SAD's two steps on the loss surface of a minibatch",
-            "caption": "Mean cross entropy of the true label over "
-            f"{test_images(parts[0].payload | {'dataset': surface_of(parts[0])['dataset']})} at x + t1 g1 + t2 g2, "
-            f"{clipped}. g1: the sign of the perturbation by {self.direction.label()}; g2: the part of x2 - x "
-            "that is orthogonal to g1. Points of the path: clean, first and second adversarial images, at their mean projections on g1 "
-            "and g2 and at their own mean losses.",
+            "caption": f"{plane_of(parts[0], self.direction, self.clip)}; g2: the part of x2 - x that is orthogonal to "
+            "g1, its largest pixel scaled to 1. Points of the path: clean, first and second adversarial images, at "
+            "their mean projections on g1 and g2 and at their own mean losses.",
             "models": [{"label": part.label, **surface_of(part)} for part in parts],
         }
 

@@ -58,9 +58,8 @@ class SamplesFigure(Figure):
         picture = canvas(0.72 * columns + 1.2, 0.92 * rows + 0.2 * len(values["models"]))
         groups = picture.subfigures(len(values["models"]), 1, squeeze=False)[:, 0]
         for group, model in zip(groups, values["models"], strict=True):
-            group.suptitle(
-                f"{model['label']}, steps of {model['steps']}; true → predicted where wrong", x=0.01, ha="left", fontsize=9
-            )  # fmt: skip
+            said = f"{model['label']}, steps of {model['steps']}; true → predicted where wrong"
+            group.suptitle(said, x=0.01, ha="left", fontsize=9)
             for row, line in zip(group.subplots(3, columns, squeeze=False), model["rows"], strict=True):
                 _draw_row(row, line, model)
         return picture

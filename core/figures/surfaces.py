@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from core.attacks.fgsm import FGSM
@@ -15,6 +16,7 @@ from core.surface_page import page
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
+    from core.attacks.base import Attack
     from core.datasets.base import Dataset
     from core.execution import Execution
     from core.stages.base import Stage
@@ -42,7 +44,7 @@ class SurfacesFigure(Figure):
 
     def resolved(self, dataset: Dataset, fill: Callable[[Any], Any]) -> Self:
         """Return the figure with the dataset's reach, and its defaults of the attack."""
-        reach = self.reach or min(1, parse_pixels(dataset.epsilon) * 4 / 3)
+        reach = self.reach or usual_reach(dataset)
         return self.model_copy(update={"reach": reach, "direction": fill(self.direction)})
 
     def part(self, train: Train, key: str, dataset: Dataset, execution: Execution) -> Stage:
@@ -51,7 +53,8 @@ class SurfacesFigure(Figure):
 
         limit = self.limit if self.limit is not None and self.limit < dataset.test_size else None
         return Surface(
-            target=key, direction=self.direction, reach=self.reach, points=self.points, clip=self.clip, seed=self.seed,
+            target=key, direction=self.direction, reach=self.reach or usual_reach(dataset), points=self.points,
+            clip=self.clip, seed=self.seed,
             limit=limit, execution=execution,
         )  # fmt: skip
 
@@ -61,13 +64,10 @@ class SurfacesFigure(Figure):
 
     def values(self, parts: Sequence[Part]) -> Values:
         """Return the surfaces, one per model."""
-        clipped = "clipped to [0, 1]" if self.clip else "not clipped"
         return {
             "title": f"Loss surfaces along {self.direction.label()}",
-            "caption": "Mean cross entropy of the true label over "
-            f"{test_images(parts[0].payload | {'dataset': surface_of(parts[0])['dataset']})} at x + t1 g1 + t2 g2, "
-            f"{clipped}. g1: the sign of the perturbation by {self.direction.label()}, made on each model for itself; "
-            "g2: random signs orthogonal to g1, image by image.",
+            "caption": f"{plane_of(parts[0], self.direction, self.clip)}, made on each model for itself; g2: random "
+            "signs orthogonal to g1, image by image.",
             "models": [{"label": part.label, **surface_of(part)} for part in parts],
         }
 
@@ -80,6 +80,19 @@ class SurfacesFigure(Figure):
     def page(self, values: Values) -> str:
         """Return the surfaces to be turned and read."""
         return page(values)
+
+
+def usual_reach(dataset: Dataset) -> Fraction:
+    """Return 4/3 of the dataset's usual radius, the paper's 0.4 on MNIST."""
+    return min(Fraction(1), parse_pixels(dataset.epsilon) * 4 / 3)
+
+
+def plane_of(part: Part, direction: Attack, clip: bool) -> str:
+    """Return the begin of a caption: what is shown, and of which images."""
+    return (
+        f"Mean cross entropy of the true label over {test_images(part.payload)} at x + t1 g1 + t2 g2, "
+        f"{'' if clip else 'not '}clipped to [0, 1]. g1: the sign of the perturbation by {direction.label()}"
+    )
 
 
 def surface_of(part: Part) -> dict[str, Any]:

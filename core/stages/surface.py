@@ -71,6 +71,7 @@ class Surface(Stage):
             "accuracy": found.accuracy, "path": found.path,
         }  # fmt: skip
         payload = {
+            "dataset": spec.dataset,
             "n": len(labels),
             "clean_loss": found.loss[0][0],
             "largest_loss": max(map(max, found.loss)),
