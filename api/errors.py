@@ -21,8 +21,18 @@ from starlette.exceptions import HTTPException
 
 from core.attacks import ATTACKS
 from core.defenses import DEFENSES
-from core.errors import SpecError
-from core.jobs import BenchmarkJob, EvaluateJob, ModelByKey, ModelBySpec, NamedDefense, TrainingRequest, TrainJob
+from core.errors import ModelMissing, SpecError
+from core.figures import FIGURES
+from core.jobs import (
+    BenchmarkJob,
+    EvaluateJob,
+    FigureJob,
+    ModelByKey,
+    ModelBySpec,
+    NamedDefense,
+    TrainingRequest,
+    TrainJob,
+)
 from core.networks import NETWORKS
 
 RETRY_SECONDS = 5
@@ -113,10 +123,11 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def of_spec_error(error: SpecError) -> Invalid:
-    """Return the 422 for a spec that cannot be carried out."""
+def of_spec_error(error: SpecError) -> ApiError:
+    """Return the 422 for a spec that cannot be carried out; the 404 where it is a picture of nothing."""
     field = FieldError(path=".".join(map(str, error.path)), message=str(error), allowed=error.allowed)
-    return Invalid(str(error), [field])
+    status = NotFound if isinstance(error, ModelMissing) else Invalid
+    return status(str(error), [field])
 
 
 def of_validation(errors: list[Any], body: Any) -> Invalid:
@@ -174,6 +185,7 @@ def _kinds_at(location: Sequence[Any]) -> list[str] | None:
     """Return the kinds of what stands where the validator's location points."""
     registries: dict[Any, Mapping[str, Any]] = {
         "defense": DEFENSES, "bare": DEFENSES, "network": NETWORKS, "attacks": ATTACKS, "transfer": ATTACKS,
+        "direction": ATTACKS, "attack": ATTACKS, "figures": FIGURES,
     }  # fmt: skip
     return next((sorted(registries[part]) for part in reversed(location) if part in registries), None)
 
@@ -181,9 +193,9 @@ def _kinds_at(location: Sequence[Any]) -> list[str] | None:
 def _known_fields(location: Sequence[Any]) -> list[str] | None:
     """Return the fields of the innermost model that the validator's location names."""
     models: dict[str, Any] = {
-        **NETWORKS, **ATTACKS, **DEFENSES, "training": TrainingRequest, "named": NamedDefense,
+        **NETWORKS, **ATTACKS, **DEFENSES, **FIGURES, "training": TrainingRequest, "named": NamedDefense,
         "by_key": ModelByKey, "by_spec": ModelBySpec, "train": TrainJob, "benchmark": BenchmarkJob,
-        "evaluate": EvaluateJob,
+        "evaluate": EvaluateJob, "figure": FigureJob,
     }  # fmt: skip
     for part in reversed(location):
         if part in models:

@@ -17,7 +17,7 @@ class StageReply(Reply):
     key: str
     """sha256 of the stage's canonical spec."""
     kind: str
-    """train, craft or evaluate."""
+    """train, craft, evaluate, surface, sweep, samples or draw."""
     title: str
     """What it does, for people."""
     state: str
@@ -68,7 +68,7 @@ class JobSummary(Reply):
     id: int
     """Its number."""
     kind: str
-    """benchmark, train or evaluate."""
+    """benchmark, train, evaluate or figure."""
     name: str
     """Its name."""
     suite: str | None
@@ -127,7 +127,7 @@ class PlanStage(Reply):
     key: str
     """sha256 of its canonical spec."""
     kind: str
-    """train, craft or evaluate."""
+    """train, craft, evaluate, surface, sweep, samples or draw."""
     title: str
     """What it does."""
     state: str
@@ -360,6 +360,44 @@ class MatrixReply(Reply):
     """Other scopes that have results; narrow with dataset=, device=, limit= or job=."""
     cautions: list[str] = []
     """What to know before believing the table."""
+
+
+class ModelName(Reply):
+    """A model in a figure."""
+
+    key: str
+    """Key of its train stage."""
+    label: str
+    """Its name in the figure."""
+
+
+class FigureReply(Reply):
+    """A figure."""
+
+    key: str
+    """Key of the stage that draws it."""
+    figure: dict[str, Any]
+    """What is drawn, with every default filled in."""
+    state: str
+    """State of that stage; there are links once it has succeeded."""
+    dataset: str
+    """Dataset."""
+    title: str
+    """Title."""
+    caption: str | None
+    """What the figure shows: images, directions, units; null until it is drawn."""
+    models: list[ModelName]
+    """The models it shows, in its order."""
+    links: dict[str, str]
+    """values (JSON), png, svg and, for surfaces, page (HTML, interactive) -> where they are."""
+
+
+class SurfaceReply(FigureReply):
+    """A figure of loss surfaces, with its values."""
+
+    values: dict[str, Any] | None
+    """Title, caption, and per model t, loss[i][j] and accuracy[i][j] at t1 = t[i], t2 = t[j], and the path; null until
+    it is drawn."""
 
 
 class EventReply(Reply):

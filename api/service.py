@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from core.datasets import DATASETS
 from core.errors import SpecError
 from core.execution import Execution
-from core.jobs import EvaluateJob, Job
+from core.jobs import EvaluateJob, FigureJob, Job
 from store import workers
 from store.artifacts import ArtifactStore, open_store
 from store.broker import Ringer, celery_app
@@ -58,7 +58,7 @@ class Service:
         Raises:
             SpecError: its files are absent and may not be downloaded.
         """
-        if isinstance(job, EvaluateJob):
+        if isinstance(job, EvaluateJob) or (isinstance(job, FigureJob) and not job.trains):
             return
         name = getattr(job, "dataset", None)
         dataset = DATASETS[str(name)]()

@@ -2,7 +2,8 @@
 
 GauntletError
 ├── SpecError            the request is wrong: says which field and what would be right
-│   └── Diverged         the training itself failed: loss is NaN or infinite
+│   ├── Diverged         the training itself failed: loss is NaN or infinite
+│   └── ModelMissing     a figure is asked of a model that does not exist
 ├── DatasetMissing       the files are not in DATA_DIR, or are not the published ones
 ├── ArtifactCorrupt      stored bytes do not match their sha256
 └── Interrupted          the stage was asked to stop: cancelled, drained, or its lease was lost
@@ -27,6 +28,10 @@ class SpecError(GauntletError):
 
 class Diverged(SpecError):
     """Training produced a loss that is NaN or infinite."""
+
+
+class ModelMissing(SpecError):
+    """A figure is asked of a model that does not exist."""
 
 
 class DatasetMissing(GauntletError):

@@ -1,8 +1,9 @@
-"""What a user may ask for: job specs of three kinds, and suites, which are job specs with a name in a YAML file.
+"""What a user may ask for: job specs of four kinds, and suites, which are job specs with a name in a YAML file.
 
 benchmark   train the defenses and their substitutes, attack each, show each substitute's examples to every target
 train       train the defenses, nothing else
 evaluate    attack models that exist, named by key or by spec
+figure      draw models that exist, or that it trains
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,12 +15,14 @@ from core.attacks import AnyAttack
 from core.datasets import DATASETS
 from core.defenses import AnyDefense
 from core.fields import Count, Number, Seed, Share
+from core.figures import AnyFigure
 from core.kinds import Spec
 from core.networks import AnyNetwork
 
 MAX_MODELS = 200
 MAX_SEEDS = 100
 MAX_ATTACKS = 200
+MAX_FIGURES = 40
 
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
@@ -258,10 +261,36 @@ class EvaluateJob(Job):
     """Only the first `limit` test images; left out, all."""
 
 
+class FigureJob(TrainingJob):
+    """Draw figures of models: of those named in `models`, which exist, or of the defenses, trained where need be."""
+
+    kind: Literal["figure"] = "figure"
+    """What is asked for."""
+    models: Annotated[list[ModelEntry], Field(min_length=1, max_length=MAX_MODELS)] | None = None
+    """Models that exist, all of one dataset. Give this or defenses; an illustration needs neither."""
+    figures: Annotated[list[AnyFigure], Field(min_length=1, max_length=MAX_FIGURES)]
+    """What is drawn."""
+
+    @model_validator(mode="after")
+    def _one_form(self) -> "FigureJob":
+        given = [name for name in ("models", "defenses", "defense") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f'give one of "models", "defenses" and "defense", not {len(given)} of them')
+        if not given and any(figure.of_models for figure in self.figures):
+            raise ValueError('these figures show models: give "models", "defenses" or "defense"')
+        return self
+
+    @property
+    def trains(self) -> bool:
+        """Whether it trains what it shows."""
+        return self.defense is not None or self.defenses is not None
+
+
 def _default_kind(value: Any) -> Any:
     return {"kind": "benchmark", **value} if isinstance(value, dict) and "kind" not in value else value
 
 
 AnyJob = Annotated[
-    Annotated[BenchmarkJob | TrainJob | EvaluateJob, Field(discriminator="kind")], BeforeValidator(_default_kind)
+    Annotated[BenchmarkJob | TrainJob | EvaluateJob | FigureJob, Field(discriminator="kind")],
+    BeforeValidator(_default_kind),
 ]

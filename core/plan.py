@@ -13,12 +13,13 @@ from core.datasets import DATASETS
 from core.datasets.base import Dataset
 from core.defenses import AnyDefense
 from core.defenses.base import Defense
-from core.errors import SpecError
+from core.errors import ModelMissing, SpecError
 from core.execution import Execution
 from core.fields import MAX_SEED
 from core.jobs import (
     BenchmarkJob,
     EvaluateJob,
+    FigureJob,
     Job,
     ModelByKey,
     ModelBySpec,
@@ -29,6 +30,7 @@ from core.jobs import (
 from core.kinds import Kind
 from core.networks import NETWORKS
 from core.networks.base import Network
+from core.plan_figures import add_figures
 from core.stages.base import Stage
 from core.stages.craft import Craft
 from core.stages.evaluate import Evaluate
@@ -134,16 +136,14 @@ def plan(job: Job, execution: Execution, models: Models) -> Plan:
     """
     if isinstance(job, EvaluateJob):
         return _plan_evaluation(job, execution, models)
+    if isinstance(job, FigureJob):
+        return _plan_figures(job, execution, models)
     if not isinstance(job, TrainingJob):
         raise TypeError(f"no plan for {type(job).__name__}")
     dataset = DATASETS[job.dataset]()
     entries = job.entries()
     labels = _labels(entries, job, dataset)
-    targets = [
-        Model(_train(entry, job, dataset, seed, execution, ("defenses", i)), label)
-        for i, (entry, label) in enumerate(zip(entries, labels, strict=True))
-        for seed in job.seeds
-    ]
+    targets = _targets(job, entries, labels, dataset, execution)
     if not isinstance(job, BenchmarkJob):
         result = Plan(job.dataset, execution.device, "same", targets=targets)
         _add_trainings(result, targets)
@@ -153,6 +153,16 @@ def plan(job: Job, execution: Execution, models: Models) -> Plan:
     result = Plan(job.dataset, execution.device, pairing, targets=targets, substitutes=substitutes)
     _attack_all(result, job, dataset, execution)
     return result
+
+
+def _targets(
+    job: TrainingJob, entries: list[NamedDefense], labels: list[str], dataset: Dataset, execution: Execution
+) -> list[Model]:
+    return [
+        Model(_train(entry, job, dataset, seed, execution, ("defenses", i)), label)
+        for i, (entry, label) in enumerate(zip(entries, labels, strict=True))
+        for seed in job.seeds
+    ]
 
 
 def resolved(job: Job, dataset_name: str) -> Job:
@@ -170,6 +180,9 @@ def resolved(job: Job, dataset_name: str) -> Job:
     if isinstance(job, EvaluateJob):
         for role in ("targets", "substitutes"):
             update[role] = [_resolved_model(model) for model in getattr(job, role)]
+    if isinstance(job, FigureJob):
+        update["models"] = job.models and [_resolved_model(model) for model in job.models]
+        update["figures"] = [figure.resolved(dataset, lambda spec: _filled(spec, dataset)) for figure in job.figures]
     if isinstance(job, BenchmarkJob | EvaluateJob):
         for name in ("attacks", "transfer"):
             given: list[Attack] | None = getattr(job, name)
@@ -400,11 +413,32 @@ def _plan_evaluation(job: EvaluateJob, execution: Execution, models: Models) -> 
     return result
 
 
-def _existing(entry: ModelByKey | ModelBySpec, path: Path, execution: Execution, models: Models) -> Model:
+def _plan_figures(job: FigureJob, execution: Execution, models: Models) -> Plan:
+    if job.trains:
+        dataset, entries = DATASETS[job.dataset](), job.entries()
+        targets = _targets(job, entries, _labels(entries, job, dataset), dataset, execution)
+    else:
+        given = job.models or []
+        targets = [_existing(entry, ("models", i), execution, models, ModelMissing) for i, entry in enumerate(given)]
+        dataset = DATASETS[targets[0].train.dataset if targets else job.dataset]()
+    for i, model in enumerate(targets):
+        if model.train.dataset != dataset.kind:
+            raise SpecError(f"trained on {model.train.dataset}, but the first model on {dataset.kind}", ("models", i))
+    result = Plan(dataset.kind, execution.device, "same", targets=targets)
+    _add_trainings(result, targets)
+    figures = [figure.resolved(dataset, lambda spec: _filled(spec, dataset)) for figure in job.figures]
+    add_figures(result, figures, dataset, execution)
+    return result
+
+
+def _existing(
+    entry: ModelByKey | ModelBySpec, path: Path, execution: Execution, models: Models,
+    missing: type[SpecError] = SpecError,
+) -> Model:  # fmt: skip
     if isinstance(entry, ModelByKey):
         train = models.by_key(entry.key)
         if train is None:
-            raise SpecError("no trained model has this key; GET /models lists them", (*path, "key"))
+            raise missing("no trained model has this key; GET /models lists them", (*path, "key"))
     else:
         dataset = DATASETS[entry.dataset]()
         defense = _resolved(entry.defense, entry.training, dataset)
@@ -412,5 +446,5 @@ def _existing(entry: ModelByKey | ModelBySpec, path: Path, execution: Execution,
         network = _network(entry.network, dataset, path)
         train = models.like(_train_stage(defense, training, network, dataset, entry.seed, execution))
         if train is None:
-            raise SpecError('no such model has been trained; post it as a job of kind "train" first', path)
+            raise missing('no such model has been trained; post it as a job of kind "train" first', path)
     return Model(train, entry.name or train.defense.label())

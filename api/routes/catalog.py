@@ -11,6 +11,7 @@ from api.service import ServiceDep
 from core.attacks import ATTACKS
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
+from core.figures import FIGURES
 from core.networks import NETWORKS
 from core.stages import STAGES
 from core.suites import suites
@@ -26,6 +27,7 @@ def catalog(service: ServiceDep) -> dict[str, Any]:
         "defenses": _schemas(DEFENSES),
         "networks": _schemas(NETWORKS),
         "stages": _schemas(STAGES),
+        "figures": _schemas(FIGURES),
         "datasets": {name: _dataset(name, service) for name in DATASETS},
         "suites": {name: spec.get("description", "") for name, spec in suites().items()},
     }

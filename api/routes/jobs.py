@@ -242,6 +242,7 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
         links={
             "whitebox-matrix": f"/results/whitebox-matrix?job={job_id}",
             "blackbox-matrix": f"/results/blackbox-matrix?job={job_id}",
+            "figures": f"/results/figures?job={job_id}",
         },
     )
 

@@ -78,10 +78,15 @@ class E2SAD(Defense):
         clean = clean_pass(batch, weights=alpha > 0, images=self._takes_steps)
         if not self._takes_steps:
             return Gradients([weight / size for weight in clean.weights], {"loss": clean.loss, "clean": clean.loss})
-        x1 = FGSM(eps=self.eps1, loss="training", clip=self.clip).run(batch.images, batch.oracle(known=clean.images))
+        x1 = self._first(batch, clean.images)
         loss, figures = self._adversarial_loss(batch, x1.requires_grad_())
         weights = add_scaled(batch.descent(loss), clean.weights, alpha / size)
         return Gradients(weights, {"loss": alpha * clean.loss + loss.detach(), "clean": clean.loss, **figures})
+
+    def examples(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return x1 and x2 (eq. 6 and 7) as `gradients` makes them, whatever the weights of the loss."""
+        x1 = self._first(batch, None).requires_grad_()
+        return x1.detach(), self._second(batch, x1, batch.model(x1))
 
     def passes(self) -> Passes:
         """Return the passes over x, x1 and x2, and those of the second step that the pass over x1 does not pay for."""
@@ -105,6 +110,10 @@ class E2SAD(Defense):
     @property
     def _trains_on_x1(self) -> bool:
         return self.alpha < 1 or (self.dissimilarity_weight > 0 and not self.detach_target)
+
+    def _first(self, batch: Batch, known: Tensor | None) -> Tensor:
+        """Return x1 = clip01(x + eps1 * sign(grad J(x))), eq. 6; `known` is that gradient if it is paid for."""
+        return FGSM(eps=self.eps1, loss="training", clip=self.clip).run(batch.images, batch.oracle(known=known))
 
     def _adversarial_loss(self, batch: Batch, x1: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return eq. 8 without its clean term, and its parts."""

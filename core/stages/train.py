@@ -1,16 +1,20 @@
 """Stage kind `train`: one defense trained once."""
 
 import json
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from core.canonical import digest
 from core.datasets import DATASETS
 from core.defenses import AnyDefense
 from core.errors import ArtifactCorrupt, SpecError
+from core.execution import Execution
 from core.fields import Seed
 from core.networks import AnyNetwork
 from core.stages.base import Context, Outcome, Stage
 from core.training import Training
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WEIGHTS = "weights"
 CURVE = "curve"
@@ -68,6 +72,17 @@ class Train(Stage):
         curve = json.dumps(trained.curve).encode()
         weights = weights_to_bytes(trained.weights)
         return Outcome(payload, {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)})
+
+
+def loaded(context: Context, key: str, execution: Execution) -> "tuple[Train, nn.Module]":
+    """Return the spec and the model of the finished train stage `key`, ready to be looked at as `execution` says."""
+    from core.training import load_model, weights_from_bytes
+
+    found = context.parent(key)
+    if not isinstance(found.spec, Train):
+        raise TypeError(f"{key} is no train stage")
+    weights = weights_from_bytes(context.artifact(found.artifacts[WEIGHTS]))
+    return found.spec, load_model(found.spec.network, weights, execution)
 
 
 def _from_newest(context: Context, attempt: Any) -> Any:

@@ -1,0 +1,92 @@
+"""Figures: what was drawn, where its pictures are, and the values of loss surfaces."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from api.errors import RESPONSES, NotFound, QueryText
+from api.schemas import FigureReply, ModelName, SurfaceReply
+from api.service import Service, ServiceDep
+from core.errors import ArtifactCorrupt
+from core.figures import FIGURES
+from core.jobs import DatasetName, Key
+from store import jobs
+from store.figures import DrawnFigure, FigureFilters, figures
+from store.stages import by_key
+
+router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
+
+SURFACES = sorted(name for name, cls in FIGURES.items() if cls.surface)
+FORMS = {"values": "values", "png": "png", "svg": "svg", "html": "page"}
+"""Artifact of a draw stage -> its name among the links."""
+
+
+class FigureQuery(BaseModel):
+    """How a list of figures is narrowed."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    job: Annotated[int, Field(ge=1, le=2**62)] | None = None
+    """Only what this job asked for."""
+    suite: QueryText | None = None
+    """Only jobs posted as this suite."""
+    dataset: DatasetName | None = None
+    """Dataset."""
+    model: Key | None = None
+    """Only figures that show this model: the key of its train stage."""
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    """Figures at most, the newest ones."""
+
+    def filters(self, kinds: list[str] | None = None) -> FigureFilters:
+        """Return the query as the store takes it."""
+        return FigureFilters(job=self.job, suite=self.suite, dataset=self.dataset, model=self.model, kinds=kinds)
+
+
+@router.get("/figures")
+def list_figures(query: Annotated[FigureQuery, Query()], service: ServiceDep) -> list[FigureReply]:
+    """List figures of every kind, newest first, with links to values, pictures and pages."""
+    with service.database.read() as session:
+        _require(session, query)
+        return [FigureReply(**_figure(found)) for found in figures(session, query.filters(), query.limit)]
+
+
+@router.get("/surfaces")
+def list_surfaces(query: Annotated[FigureQuery, Query()], service: ServiceDep) -> list[SurfaceReply]:
+    """List loss surfaces, newest first, with their values and with links to pictures and pages."""
+    with service.database.read() as session:
+        _require(session, query)
+        drawn = figures(session, query.filters(SURFACES), query.limit)
+        replies = [(_figure(found), found.artifacts.get("values")) for found in drawn]
+    return [SurfaceReply(**reply, values=_values(service, sha256)) for reply, sha256 in replies]
+
+
+def _require(session: Session, query: FigureQuery) -> None:
+    if query.job is not None and jobs.by_id(session, query.job) is None:
+        raise NotFound(f"there is no job {query.job}")
+    if query.model is not None:
+        stage = by_key(session, query.model)
+        if stage is None or stage.kind != "train":
+            raise NotFound(f"there is no model {query.model}; GET /models lists them")
+
+
+def _figure(found: DrawnFigure) -> dict[str, Any]:
+    payload = found.payload or {}
+    spec: dict[str, Any] = found.stage.spec
+    return {
+        "key": found.stage.key, "figure": spec["figure"], "state": found.stage.state, "dataset": found.stage.dataset,
+        "title": payload.get("title", found.stage.title), "caption": payload.get("caption"),
+        "models": [ModelName(key=key, label=label) for key, label in zip(found.models, spec["labels"], strict=True)],
+        "links": {FORMS[name]: f"/artifacts/{sha256}" for name, sha256 in sorted(found.artifacts.items())},
+    }  # fmt: skip
+
+
+def _values(service: Service, sha256: str | None) -> dict[str, Any] | None:
+    if sha256 is None:
+        return None
+    try:
+        return json.loads(service.store.get(sha256))
+    except ArtifactCorrupt as error:
+        raise NotFound(str(error)) from error

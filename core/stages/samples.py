@@ -1,0 +1,51 @@
+"""Stage kind `samples`: one test image of every class, clean and after each of e2SAD's two steps."""
+
+from typing import Literal
+
+from core.defenses.e2sad import E2SAD
+from core.stages.base import Context, Outcome, Stage
+from core.stages.train import loaded
+
+IMAGES = "images"
+STEPS = ("clean", "first", "second")
+
+
+class Samples(Stage):
+    """Show `target` the first test image of every class, clean and as the two steps of `path` change it."""
+
+    kind: Literal["samples"] = "samples"
+    target: str
+    """Key of the train stage of the model that is looked at."""
+    path: E2SAD
+    """Whose two steps are taken."""
+
+    def parents(self) -> tuple[str, ...]:
+        """Return the target's key."""
+        return (self.target,)
+
+    def run(self, context: Context) -> Outcome:
+        """Return the float32 images, and what the model takes each of them for."""
+        import torch
+        from safetensors.torch import save
+
+        from core.compute import configured, unit_images
+        from core.evaluation import predict
+        from core.surfaces import two_steps
+
+        spec, model = loaded(context, self.target, self.execution)
+        data = context.dataset(spec.dataset)
+        present = data.test_labels.unique()
+        positions = torch.stack([(data.test_labels == label).nonzero()[0, 0] for label in present])
+        labels = data.test_labels[positions]
+        device = self.execution.device
+        with configured(self.execution):
+            clean = unit_images(data.test_images[positions], self.execution)
+            first, second = two_steps(self.path, model, clean, labels.to(device), positions.to(device))
+        images = {name: step.to("cpu", torch.float32, memory_format=torch.contiguous_format)
+                  for name, step in zip(STEPS, (clean, first, second), strict=True)}  # fmt: skip
+        seen = {name: predict(model, step, self.execution).tolist() for name, step in images.items()}
+        payload = {
+            "dataset": spec.dataset, "n": len(labels), "steps": self.path.label(), "positions": positions.tolist(),
+            "labels": labels.tolist(), "predictions": seen,
+        }  # fmt: skip
+        return Outcome(payload, {IMAGES: ("application/x-safetensors", save(images))})
