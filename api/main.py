@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 
 from api import errors
-from api.routes import catalog, events, jobs, results, stages, system
+from api.routes import catalog, events, jobs, paper, results, stages, system
 from api.service import Service
 from core.errors import SpecError
 from core.jobs import AnyJob
@@ -42,8 +42,8 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         dependencies=[Depends(errors.known_parameters)],
     )
-    for router in (jobs.router, events.router, results.router, stages.router, catalog.router, system.router):
-        app.include_router(router)
+    for module in (jobs, events, results, paper, stages, catalog, system):
+        app.include_router(module.router)
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(SpecError, errors.on_spec_error)
     app.add_exception_handler(RequestValidationError, errors.on_request_error)
