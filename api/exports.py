@@ -1,9 +1,11 @@
-"""Matrices as CSV (one line per cell), Markdown and LaTeX (the table itself)."""
+"""Matrices and the paper's tables as CSV (one line per cell), Markdown and LaTeX (the table itself)."""
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping
 
+from api.paper import PaperCell, PaperMeasurement, PaperReply
 from api.schemas import CellReply, MatrixReply
 
 COLUMNS = (
@@ -91,3 +93,124 @@ def _tex(text: str) -> str:
 
 
 WRITERS: Mapping[str, Callable[[MatrixReply], str]] = {"csv": to_csv, "markdown": to_markdown, "latex": to_latex}
+
+
+PAPER_COLUMNS = (
+    "table", "suite", "protocol", "dataset", "device", "images", "row", "column", "published", "loss", "accuracy",
+    "low", "high", "n", "n_correct", "seeds", "spread", "difference", "prediction_low", "prediction_high",
+    "explained_by_chance", "whitebox", "reason", "command",
+)  # fmt: skip
+
+
+def paper_csv(table: PaperReply) -> str:
+    """Return one line per published cell and loss; accuracies are shares, a missing one is empty and has its reason."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(PAPER_COLUMNS)
+    scope = table.scope
+    for row, cells in zip(table.rows, table.cells, strict=True):
+        for column, cell in zip(table.columns, cells, strict=True):
+            for ours in cell.measured:
+                low, high = ours.interval or ("", "")
+                prediction_low, prediction_high = ours.prediction or ("", "")
+                writer.writerow(
+                    [
+                        table.table, table.suite, table.protocol, scope.dataset, scope.device, scope.images, row,
+                        column, cell.published, ours.loss or "", _empty(ours.accuracy), low, high, ours.n,
+                        ours.n_correct, " ".join(str(seed.seed) for seed in ours.seeds), _empty(ours.spread),
+                        _empty(ours.difference), prediction_low, prediction_high, ours.explained_by_chance, ours.whitebox, ours.reason or "",
+                        ours.command or "",
+                    ]
+                )  # fmt: skip
+    return text.getvalue()
+
+
+def _empty(value: float | None) -> float | str:
+    return "" if value is None else value
+
+
+def paper_markdown(table: PaperReply) -> str:
+    """Return a table per loss with published and measured side by side, per cent, and what its protocol leaves out."""
+    lines = [f"### Table {table.table} of the paper beside {table.suite}", "", _paper_caption(table), ""]
+    for loss in _losses(table):
+        said = f"Attacks climb the loss of the {loss} targets." if loss == "training" else LABEL
+        lines += [said, "", _line(["", *table.columns]), _line(["---", *("---:" for _ in table.columns)])]
+        lines += [_line(texts) for texts in _paper_rows(table, loss, " ± ")] + [""]
+    lines += [f"- {line}" for line in _notes(table)]
+    return "\n".join([*lines, ""])
+
+
+LABEL = "Attacks climb the loss of the true label."
+
+
+def paper_latex(table: PaperReply) -> str:
+    """Return a tabular environment (booktabs) per loss, with what its protocol leaves out as comments."""
+    lines = [f"% {line}" for line in (_paper_caption(table), *_notes(table))]
+    for loss in _losses(table):
+        lines += [f"% loss: {loss}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
+        lines += [" & ".join(["", *map(_tex, table.columns)]) + r" \\", r"\midrule"]
+        lines += [
+            " & ".join([_tex(name), *(cell.replace("±", r"$\pm$") for cell in texts)]) + r" \\"
+            for name, *texts in _paper_rows(table, loss, " ± ")
+        ]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, ""])
+
+
+def _losses(table: PaperReply) -> list[str]:
+    found = {ours.loss for cells in table.cells for cell in cells for ours in cell.measured if ours.loss}
+    return sorted(found)
+
+
+def _paper_rows(table: PaperReply, loss: str, between: str) -> list[list[str]]:
+    """Return per row its name and "published / ours ± half-width" with a mark for what chance explains."""
+    return [
+        [row, *(_beside(cell, loss, between) for cell in cells)]
+        for row, cells in zip(table.rows, table.cells, strict=True)
+    ]
+
+
+def _beside(cell: PaperCell, loss: str, between: str) -> str:
+    ours = next(one for one in cell.measured if one.loss in (None, loss))
+    mark = {"no": " !", "yes": " ~", "unknown": ""}[ours.explained_by_chance]
+    return f"{100 * cell.published:.2f} / {_percent(ours, between)}{mark}"
+
+
+def _paper_caption(table: PaperReply) -> str:
+    scope = table.scope
+    return (
+        f"Accuracy in per cent, published / ours with the half-width of its 95 % interval: {scope.dataset}, first "
+        f"{scope.images} test images, {scope.device}. ~ the seeds' spread explains the difference, ! it does not, no "
+        "mark: too few seeds to say; -- not run."
+    )
+
+
+def _notes(table: PaperReply) -> list[str]:
+    """Return what a reader has to know: reductions, where cells were computed, what is missing, cautions."""
+    protocol = [f"Not the paper's protocol: {line}" for line in table.reductions] or ["The paper's protocol."]
+    seeds = sorted({seed.seed for ours in _measurements(table) for seed in ours.seeds})
+    missing = Counter(ours.command for ours in _measurements(table) if ours.command)
+    return [
+        *protocol,
+        f"Seeds: {', '.join(map(str, seeds)) or 'none'}.",
+        *(f"{origin.evaluations} evaluations on {_where(origin.environment)}." for origin in table.origins),
+        *(f"{number} cells are missing or incomplete; `{command}` runs them." for command, number in missing.items()),
+        *table.cautions,
+    ]
+
+
+def _measurements(table: PaperReply) -> list[PaperMeasurement]:
+    return [ours for cells in table.cells for cell in cells for ours in cell.measured]
+
+
+def _where(environment: Mapping[str, object]) -> str:
+    shown = ", ".join(
+        f"{name} {environment[name]}" for name in ("torch", "gauntlet", "commit") if environment.get(name)
+    )
+    origin = ", imported" if environment.get("imported") else ""
+    return f"{environment.get('device', 'an unnamed device')} ({shown}{origin})"
+
+
+PAPER_WRITERS: Mapping[str, Callable[[PaperReply], str]] = {
+    "csv": paper_csv, "markdown": paper_markdown, "latex": paper_latex,
+}  # fmt: skip

@@ -186,7 +186,7 @@ def resolved(job: Job, dataset_name: str) -> Job:
     if isinstance(job, BenchmarkJob | EvaluateJob):
         for name in ("attacks", "transfer"):
             given: list[Attack] | None = getattr(job, name)
-            update[name] = given and [_filled(attack, dataset) for attack in given]
+            update[name] = given and [filled(attack, dataset) for attack in given]
     return job.model_copy(update=update)
 
 
@@ -230,7 +230,7 @@ def resolve_training(
         raise SpecError(found["msg"].removeprefix("Value error, "), where("momentum")) from None
 
 
-def _filled(spec: K, dataset: Dataset) -> K:
+def filled(spec: K, dataset: Dataset) -> K:
     """Return `spec` with the fields its author left out set to the dataset's own defaults for that kind."""
     defaults = dataset.defaults.get(spec.kind, {})
     update = {name: value for name, value in defaults.items() if name not in spec.model_fields_set}
@@ -277,7 +277,7 @@ def _resolved(defense: Defense, request: TrainingRequest, dataset: Dataset) -> D
         defense = type(defense).model_validate(
             {**defense.model_dump(exclude_unset=True), "label_smoothing": request.label_smoothing}
         )
-    return _filled(defense, dataset)
+    return filled(defense, dataset)
 
 
 def _train_stage(
@@ -388,7 +388,7 @@ def _craft(
 
 
 def _attacks(given: list[Attack] | None, default: list[dict[str, Any]], dataset: Dataset, path: str) -> list[Attack]:
-    attacks = [_filled(attack, dataset) for attack in given] if given else [_attack.validate_python(a) for a in default]
+    attacks = [filled(attack, dataset) for attack in given] if given else [_attack.validate_python(a) for a in default]
     for i, attack in enumerate(attacks):
         if attack in attacks[:i]:
             raise SpecError(f"the attack {attack.label()} is given twice", (path, i))

@@ -48,6 +48,27 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return fmean(values) - half, fmean(values) + half
 
 
+def prediction_interval(
+    values: Sequence[float], confidence: float = 0.95, variance: float = 0.0
+) -> tuple[float, float] | None:
+    """Return the interval in which one further run falls, from one value per seed; None for fewer than two.
+
+    Student's t with the seeds' own spread: mean +- t * sqrt(s**2 (1 + 1/k) + variance). `variance` is what the further
+    run has on top, such as that of having been evaluated on other images.
+
+    Raises:
+        ValueError: a value is NaN or infinite, variance is negative, or confidence is not inside (0, 1).
+    """
+    _check_confidence(confidence)
+    if not all(isfinite(value) for value in values) or variance < 0:
+        raise ValueError("a prediction needs finite values and a variance of at least 0")
+    k = len(values)
+    if k < 2:
+        return None
+    half = t_quantile(k - 1, confidence) * sqrt(stdev(values) ** 2 * (1 + 1 / k) + variance)
+    return fmean(values) - half, fmean(values) + half
+
+
 def t_quantile(degrees: int, confidence: float) -> float:
     """Return the t with P(|T| <= t) = confidence for Student's T of a whole number of degrees of freedom.
 

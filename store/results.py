@@ -357,15 +357,15 @@ def _cells(rows: Iterable[_Row], where: Callable[[Evaluation], tuple[str, str]])
         if row.state == StageState.SUCCEEDED and e.n is not None and e.n_correct is not None:
             cell.counts.append(SeedCount(e.target_seed, e.substitute_seed, e.n, e.n_correct, row.key))
         else:
-            cell.missing.append(_why_missing(row))
+            cell.missing.append(why_missing(e.target_seed, row.state, row.error))
     return dict(cells)
 
 
-def _why_missing(row: _Row) -> str:
-    seed = f"seed {row.evaluation.target_seed}: "
-    if row.state in (StageState.BLOCKED, StageState.READY, StageState.RUNNING):
-        return f"{seed}not finished ({row.state})"
-    return f"{seed}{row.state}: {(row.error or {}).get('message', 'cancelled')}"
+def why_missing(seed: int, state: str, error: dict[str, Any] | None) -> str:
+    """Return why an evaluation of the target of that seed counts nothing."""
+    if state in (StageState.BLOCKED, StageState.READY, StageState.RUNNING):
+        return f"seed {seed}: not finished ({state})"
+    return f"seed {seed}: {state}: {(error or {}).get('message', 'cancelled')}"
 
 
 def cautions(session: Session, recipes: Sequence[str]) -> list[str]:

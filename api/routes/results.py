@@ -1,15 +1,15 @@
 """Results: the matrices, as JSON, CSV, Markdown or LaTeX."""
 
-import hashlib
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from sqlalchemy.orm import Session
 
 from api import exports, views
 from api.errors import RESPONSES, NotFound, QueryText
+from api.forms import FORMS, Accept, Form, IfNoneMatch, answer
 from api.schemas import MatrixReply
 from api.service import ServiceDep
 from core.fields import MAX_SEED, Pixels, format_pixels
@@ -20,13 +20,6 @@ from store.results import Filters, Matrix
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
 
 _pixels: TypeAdapter[Fraction] = TypeAdapter(Pixels)
-
-MEDIA = {
-    "json": "application/json",
-    "csv": "text/csv; charset=utf-8",
-    "markdown": "text/markdown; charset=utf-8",
-    "latex": "application/x-latex; charset=utf-8",
-}
 
 
 class MatrixQuery(BaseModel):
@@ -58,7 +51,7 @@ class MatrixQuery(BaseModel):
     """Only targets of these seeds; may be repeated."""
     pairing: Literal["same", "independent"] | None = None
     """Which substitutes a target meets; left out, as the newest job said."""
-    format: Literal["json", "csv", "markdown", "latex"] | None = None
+    format: Form | None = None
     """Form of the answer; left out, what Accept asks for, else JSON."""
 
     @field_validator("eps")
@@ -75,16 +68,6 @@ class MatrixQuery(BaseModel):
         )  # fmt: skip
 
 
-Accept = Annotated[str | None, Header()]
-IfNoneMatch = Annotated[str | None, Header()]
-
-
-FORMS: dict[int | str, dict[str, Any]] = {
-    200: {"content": {media.partition(";")[0]: {"schema": {"type": "string"}} for media in list(MEDIA.values())[1:]}},
-    304: {"description": "The table is what If-None-Match says it was."},
-}
-
-
 @router.get("/whitebox-matrix", response_model=MatrixReply, responses=FORMS)
 def whitebox_matrix(
     query: Annotated[MatrixQuery, Query()],
@@ -97,7 +80,7 @@ def whitebox_matrix(
         _require_job(session, query)
         found = results.whitebox(session, query.filters())
         reply = views.matrix("whitebox", found, {}, _cautions(session, found))
-    return _answer(reply, query, accept, if_none_match)
+    return answer(reply, exports.WRITERS, query.format, accept, if_none_match)
 
 
 @router.get("/blackbox-matrix", response_model=MatrixReply, responses=FORMS)
@@ -113,7 +96,7 @@ def blackbox_matrix(
         found = results.blackbox(session, query.filters())
         strength = results.self_strength(session, query.filters(), found.scope) if found.scope else {}
         reply = views.matrix("blackbox", found, strength, _cautions(session, found))
-    return _answer(reply, query, accept, if_none_match)
+    return answer(reply, exports.WRITERS, query.format, accept, if_none_match)
 
 
 def _require_job(session: Session, query: MatrixQuery) -> None:
@@ -124,15 +107,3 @@ def _require_job(session: Session, query: MatrixQuery) -> None:
 def _cautions(session: Session, found: Matrix) -> list[str]:
     """Return what is known against believing the models of the table."""
     return results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
-
-
-def _answer(reply: MatrixReply, query: MatrixQuery, accept: str | None, if_none_match: str | None) -> Response:
-    form = query.format or next(
-        (name for name, media in MEDIA.items() if media.split(";")[0] in (accept or "")), "json"
-    )
-    body = reply.model_dump_json() if form == "json" else exports.WRITERS[form](reply)
-    etag = f'"{hashlib.sha256(f"{form}:{body}".encode()).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept"}
-    if if_none_match is not None and etag in if_none_match:
-        return Response(status_code=304, headers=headers)
-    return Response(body, media_type=MEDIA[form], headers=headers)

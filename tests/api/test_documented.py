@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from api.errors import ApiError
-from api.routes.results import MEDIA, MatrixQuery
+from api.forms import MEDIA
+from api.routes.results import MatrixQuery
 from tests.api.conftest import document
 from tests.api.house import House
 

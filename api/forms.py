@@ -1,0 +1,37 @@
+"""One answer in several forms: JSON, CSV, Markdown or LaTeX, with an ETag."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Header, Response
+from pydantic import BaseModel
+
+MEDIA = {
+    "json": "application/json",
+    "csv": "text/csv; charset=utf-8",
+    "markdown": "text/markdown; charset=utf-8",
+    "latex": "application/x-latex; charset=utf-8",
+}
+Form = Literal["json", "csv", "markdown", "latex"]
+Accept = Annotated[str | None, Header()]
+IfNoneMatch = Annotated[str | None, Header()]
+R = TypeVar("R", bound=BaseModel)
+
+FORMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {media.partition(";")[0]: {"schema": {"type": "string"}} for media in list(MEDIA.values())[1:]}},
+    304: {"description": "The table is what If-None-Match says it was."},
+}
+
+
+def answer(
+    reply: R, writers: Mapping[str, Callable[[R], str]], wanted: Form | None, accept: str | None, known: str | None
+) -> Response:
+    """Return `reply` in the form that is wanted, else the one `accept` names, else JSON; 304 where it is `known`."""
+    form = wanted or next((name for name, media in MEDIA.items() if media.split(";")[0] in (accept or "")), "json")
+    body = reply.model_dump_json() if form == "json" else writers[form](reply)
+    etag = f'"{hashlib.sha256(f"{form}:{body}".encode()).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept"}
+    if known is not None and etag in known:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=MEDIA[form], headers=headers)

@@ -1,0 +1,173 @@
+"""What SQL holds of the paper's tables: for every published cell, what a suite's models and attacks counted."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from pydantic import TypeAdapter
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session, aliased
+
+from core.attacks.base import Attack
+from core.canonical import canonical_json
+from core.execution import Execution
+from core.paper import Published, Standing, losses_of, standing
+from store.models import Evaluation, JobModel, Result, Stage, StageState
+from store.results import Cell, SeedCount, why_missing
+
+_execution: TypeAdapter[Execution] = TypeAdapter(Execution)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One way in which the suite was executed; groups never share a table."""
+
+    execution: Execution
+    evaluations: int
+    """Finished evaluations of the table's models."""
+    planned: int
+    """Evaluations of the table's models, finished or not."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Where a published cell is found among our evaluations; one per loss."""
+
+    row: str
+    column: str
+    loss: str | None
+    attack: str
+    target: str
+    substitute: str | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A suite's cells beside those of a table."""
+
+    standing: Standing
+    execution: Execution
+    others: list[Group]
+    cells: dict[tuple[str, str, str | None], Cell]
+    evaluations: list[int]
+    """Ids of the evaluate stages that were counted."""
+
+
+def measured(session: Session, table: Published, suite: str, device: str | None, fallback: Execution) -> Measured:
+    """Return what was counted on one device class under one execution: the one with most cells, the newest of equals.
+
+    `fallback` is taken where nothing of the suite has been planned here.
+    """
+    groups = _groups(session, table, suite, device)
+    execution = groups[0].execution if groups else fallback
+    found = standing(table.number, suite, execution)
+    cells, ids = _cells(session, found, wanted(table, found))
+    return Measured(found, execution, groups[1:], cells, ids)
+
+
+def _groups(session: Session, table: Published, suite: str, device: str | None) -> list[Group]:
+    """Return the executions that any training on the suite's dataset was planned with, most finished cells first."""
+    dataset = standing(table.number, suite, Execution()).dataset
+    specs = session.scalars(
+        select(Stage.spec).where(Stage.kind == "train", Stage.dataset == dataset).order_by(Stage.id.desc())
+    )
+    every = dict.fromkeys(_execution.validate_python(spec["execution"]) for spec in specs)
+    groups = [
+        Group(execution, *_counted(session, table, standing(table.number, suite, execution)))
+        for execution in every
+        if device in (None, execution.device)
+    ]
+    return sorted((group for group in groups if group.planned), key=lambda group: (-group.evaluations, -group.planned))
+
+
+def _counted(session: Session, table: Published, found: Standing) -> tuple[int, int]:
+    """Return how many evaluations of the table's models have finished, and how many there are."""
+    recipes = {place.target for place in wanted(table, found)}
+    query = select(func.count(Evaluation.n), func.count()).where(
+        Evaluation.target_recipe.in_(recipes), Evaluation.image_limit == found.images
+    )
+    finished, planned = session.execute(query).one()
+    return finished, planned
+
+
+def wanted(table: Published, found: Standing) -> list[Wanted]:
+    """Return where the cells of the table are found, for every loss the suite's attacks climb."""
+    return [
+        Wanted(row, column, loss, attack.identity(), found.models[column].train.recipe, substitute)
+        for row, column in table.accuracies
+        if column in found.models
+        for loss, attack, substitute in _sources(table, found, row)
+    ]
+
+
+def _sources(table: Published, found: Standing, row: str) -> Iterable[tuple[str | None, Attack, str | None]]:
+    if not table.blackbox:
+        return [(loss, found.attacks[row, loss], None) for loss in losses_of(row) if (row, loss) in found.attacks]
+    if row not in found.substitutes:
+        return []
+    recipe = found.models[row].train.recipe
+    return [(loss, attack, recipe) for loss, attack in found.transfer.items()]
+
+
+def _cells(
+    session: Session, found: Standing, places: Sequence[Wanted]
+) -> tuple[dict[tuple[str, str, str | None], Cell], list[int]]:
+    """Return the cells that anybody has asked for, and the evaluate stages they are counted from."""
+    rows = _rows(session, found, {place.target for place in places})
+    cells: dict[tuple[str, str, str | None], Cell] = {}
+    ids: list[int] = []
+    for place in places:
+        for evaluation, stage in rows.get((place.target, place.attack), []):
+            if not _is(evaluation, place):
+                continue
+            cell = cells.setdefault((place.row, place.column, place.loss), Cell(whitebox=evaluation.whitebox))
+            if stage.state == StageState.SUCCEEDED and evaluation.n is not None and evaluation.n_correct is not None:
+                seeds = evaluation.target_seed, evaluation.substitute_seed
+                cell.counts.append(SeedCount(*seeds, evaluation.n, evaluation.n_correct, stage.key))
+                ids.append(stage.id)
+            else:
+                cell.missing.append(why_missing(evaluation.target_seed, stage.state, stage.error))
+    return cells, ids
+
+
+def _rows(
+    session: Session, found: Standing, recipes: set[str]
+) -> dict[tuple[str, str], list[tuple[Evaluation, Stage]]]:
+    """Return (target, attack) -> evaluations over the suite's images of models that some job attacked as targets."""
+    owner = aliased(Stage)
+    targets = select(JobModel.stage_id).where(JobModel.role == "target")
+    query = (
+        select(Evaluation, owner)
+        .join(owner, owner.id == Evaluation.stage_id)
+        .where(
+            Evaluation.target_recipe.in_(recipes),
+            Evaluation.image_limit == found.images,
+            Evaluation.target_id.in_(targets),
+            or_(Evaluation.whitebox.is_(True), Evaluation.target_seed == Evaluation.substitute_seed),
+        )
+        .order_by(Evaluation.target_seed, Evaluation.stage_id)
+    )
+    grouped: dict[tuple[str, str], list[tuple[Evaluation, Stage]]] = {}
+    for evaluation, stage in session.execute(query):
+        grouped.setdefault((evaluation.target_recipe, evaluation.attack_id), []).append((evaluation, stage))
+    return grouped
+
+
+def _is(evaluation: Evaluation, place: Wanted) -> bool:
+    """Return whether the evaluation is of that place: white-box, or as in the paper a substitute of the same seed."""
+    return evaluation.whitebox if place.substitute is None else evaluation.substitute_recipe == place.substitute
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where and with what results were computed."""
+
+    environment: dict[str, object]
+    evaluations: int
+
+
+def origins(session: Session, evaluations: Sequence[int]) -> list[Origin]:
+    """Return the environments of these evaluate stages, the commonest first."""
+    counted: dict[str, list[dict[str, object]]] = {}
+    for environment in session.scalars(select(Result.environment).where(Result.stage_id.in_(set(evaluations)))):
+        counted.setdefault(canonical_json(environment), []).append(environment)
+    return sorted((Origin(every[0], len(every)) for every in counted.values()), key=lambda found: -found.evaluations)
