@@ -1,6 +1,7 @@
 """Results: the matrices, as JSON, CSV, Markdown or LaTeX."""
 
 import hashlib
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Session
 from api import exports, views
 from api.errors import RESPONSES, NotFound, QueryText
 from api.schemas import MatrixReply
-from api.service import ServiceDep
+from api.service import Service, ServiceDep
 from core.fields import MAX_SEED, Pixels, format_pixels
 from core.jobs import DatasetName
 from store import jobs, results
@@ -93,11 +94,7 @@ def whitebox_matrix(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Answer with attacks by targets: accuracy of each target under examples crafted on itself, and on clean images."""
-    with service.database.read() as session:
-        _require_job(session, query)
-        found = results.whitebox(session, query.filters())
-        reply = views.matrix("whitebox", found, {}, _cautions(session, found))
-    return _answer(reply, query, accept, if_none_match)
+    return _answer("whitebox", _whitebox, service, query, accept, if_none_match)
 
 
 @router.get("/blackbox-matrix", response_model=MatrixReply, responses=FORMS)
@@ -108,12 +105,18 @@ def blackbox_matrix(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Answer with substitutes by targets: accuracy of each target under examples crafted on each substitute."""
-    with service.database.read() as session:
-        _require_job(session, query)
-        found = results.blackbox(session, query.filters())
-        strength = results.self_strength(session, query.filters(), found.scope) if found.scope else {}
-        reply = views.matrix("blackbox", found, strength, _cautions(session, found))
-    return _answer(reply, query, accept, if_none_match)
+    return _answer("blackbox", _blackbox, service, query, accept, if_none_match)
+
+
+def _whitebox(session: Session, filters: Filters) -> MatrixReply:
+    found = results.whitebox(session, filters)
+    return views.matrix("whitebox", found, {}, _cautions(session, found))
+
+
+def _blackbox(session: Session, filters: Filters) -> MatrixReply:
+    found = results.blackbox(session, filters)
+    strength = results.self_strength(session, filters, found.scope) if found.scope else {}
+    return views.matrix("blackbox", found, strength, _cautions(session, found))
 
 
 def _require_job(session: Session, query: MatrixQuery) -> None:
@@ -126,13 +129,30 @@ def _cautions(session: Session, found: Matrix) -> list[str]:
     return results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
 
 
-def _answer(reply: MatrixReply, query: MatrixQuery, accept: str | None, if_none_match: str | None) -> Response:
+def _answer(
+    name: str, make: Callable[[Session, Filters], MatrixReply], service: Service, query: MatrixQuery,
+    accept: str | None, if_none_match: str | None,
+) -> Response:  # fmt: skip
+    """Return the table that `make` makes, or 304; where nothing has changed since it was last made, by one query."""
     form = query.format or next(
         (name for name, media in MEDIA.items() if media.split(";")[0] in (accept or "")), "json"
     )
+    question = (name, form, query.model_dump_json())
+    with service.database.read() as session:
+        stamp = results.stamp(session)
+        known = service.tags.of(question, stamp)
+        if known is not None and if_none_match is not None and known in if_none_match:
+            return _tagged(Response(status_code=304), known)
+        _require_job(session, query)
+        reply = make(session, query.filters())
     body = reply.model_dump_json() if form == "json" else exports.WRITERS[form](reply)
     etag = f'"{hashlib.sha256(f"{form}:{body}".encode()).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept"}
+    service.tags.learn(question, stamp, etag)
     if if_none_match is not None and etag in if_none_match:
-        return Response(status_code=304, headers=headers)
-    return Response(body, media_type=MEDIA[form], headers=headers)
+        return _tagged(Response(status_code=304), etag)
+    return _tagged(Response(body, media_type=MEDIA[form]), etag)
+
+
+def _tagged(answer: Response, etag: str) -> Response:
+    answer.headers.update({"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept"})
+    return answer
