@@ -177,6 +177,7 @@ class Attempt(Base):
     """One claim of a stage; open while `ended_at` is null."""
 
     __tablename__ = "attempts"
+    __table_args__ = (Index("ix_attempts_outcome", "outcome"),)
 
     stage_id: Mapped[int] = mapped_column(Id, ForeignKey("stages.id"), primary_key=True)
     fence: Mapped[int] = mapped_column(Id, primary_key=True)

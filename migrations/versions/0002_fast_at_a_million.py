@@ -35,6 +35,8 @@ def upgrade() -> None:
         op.create_index(name, "stages", columns, postgresql_where=condition, sqlite_where=condition)
     op.create_index("ix_stages_state", "stages", ["state", "queue"])
 
+    op.create_index("ix_attempts_outcome", "attempts", ["outcome"])
+
     op.drop_index("ix_evaluations_scope", "evaluations")
     op.add_column("evaluations", sa.Column("cell", ID, nullable=True))
     _fill()
@@ -61,6 +63,7 @@ def downgrade() -> None:
     op.create_index(
         "ix_evaluations_scope", "evaluations", ["dataset", "device", "image_limit", "whitebox", "attack_id"]
     )
+    op.drop_index("ix_attempts_outcome", "attempts")
     op.drop_index("ix_stages_state", "stages")
     for name, *_ in PARTIAL:
         op.drop_index(name, "stages")
