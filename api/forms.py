@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 from fastapi import Header, Response
 from pydantic import BaseModel
@@ -24,14 +24,28 @@ FORMS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def chosen(wanted: Form | None, accept: str | None) -> Form:
+    """Return the form that is wanted, else the one `accept` names, else JSON."""
+    named = (name for name, media in MEDIA.items() if media.split(";")[0] in (accept or ""))
+    return wanted or cast(Form, next(named, "json"))
+
+
 def answer(
     reply: R, writers: Mapping[str, Callable[[R], str]], wanted: Form | None, accept: str | None, known: str | None
 ) -> Response:
-    """Return `reply` in the form that is wanted, else the one `accept` names, else JSON; 304 where it is `known`."""
-    form = wanted or next((name for name, media in MEDIA.items() if media.split(";")[0] in (accept or "")), "json")
+    """Return `reply` in its form, with the ETag of its content; 304 where it is `known`."""
+    form = chosen(wanted, accept)
     body = reply.model_dump_json() if form == "json" else writers[form](reply)
     etag = f'"{hashlib.sha256(f"{form}:{body}".encode()).hexdigest()[:32]}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept"}
     if known is not None and etag in known:
-        return Response(status_code=304, headers=headers)
-    return Response(body, media_type=MEDIA[form], headers=headers)
+        return unchanged(etag)
+    return Response(body, media_type=MEDIA[form], headers=_headers(etag))
+
+
+def unchanged(etag: str) -> Response:
+    """Return 304: the answer is still what `etag` names."""
+    return Response(status_code=304, headers=_headers(etag))
+
+
+def _headers(etag: str) -> dict[str, str]:
+    return {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Accept"}

@@ -179,7 +179,7 @@ def _prediction(table: Published, cell: Cell) -> tuple[float, float] | None:
         return None
     share, ours, theirs = cell.n_correct / cell.n, cell.counts[0].n, DATASETS[table.dataset].test_size
     of_images = share * (1 - share) * max(0.0, 1 / ours - 1 / theirs)
-    return prediction_interval(cell.shares, variance=of_images)
+    return prediction_interval([seed.n_correct / seed.n for seed in cell.counts], variance=of_images)
 
 
 def _explained(printed: float, prediction: tuple[float, float] | None) -> Verdict:

@@ -1,11 +1,12 @@
 """What routes share: settings, database, bells, artifact store; one per API process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
+from api.tags import Tags
 from core.datasets import DATASETS
 from core.errors import SpecError
 from core.execution import Execution
@@ -25,6 +26,7 @@ class Service:
     database: Database
     store: ArtifactStore
     ringer: Ringer
+    tags: Tags = field(default_factory=Tags)
     stopping: bool = False
     """Set when the process is told to stop, so that open streams end. No event: its lock may be held in a handler."""
 

@@ -87,7 +87,6 @@ def scope(found: Scope) -> ScopeReply:
 def cell(found: Cell | None) -> CellReply:
     """Return a cell; one that nobody asked for is null with its reason."""
     found = found or Cell()
-    shares = found.shares
     seeds = [
         SeedReply(
             seed=count.target_seed, substitute_seed=count.substitute_seed, accuracy=count.n_correct / count.n,
@@ -98,8 +97,7 @@ def cell(found: Cell | None) -> CellReply:
     ]  # fmt: skip
     return CellReply(
         accuracy=found.accuracy, n=found.n, n_correct=found.n_correct, interval=found.interval,
-        spread=max(shares) - min(shares) if len(shares) > 1 else None, seeds=seeds, whitebox=found.whitebox,
-        reason=found.reason,
+        spread=found.spread, n_seeds=found.sums.seeds, seeds=seeds, whitebox=found.whitebox, reason=found.reason,
     )  # fmt: skip
 
 

@@ -182,7 +182,7 @@ def resolved(job: Job, dataset_name: str) -> Job:
             update[role] = [_resolved_model(model) for model in getattr(job, role)]
     if isinstance(job, FigureJob):
         update["models"] = job.models and [_resolved_model(model) for model in job.models]
-        update["figures"] = [figure.resolved(dataset, lambda spec: _filled(spec, dataset)) for figure in job.figures]
+        update["figures"] = [figure.resolved(dataset, lambda spec: filled(spec, dataset)) for figure in job.figures]
     if isinstance(job, BenchmarkJob | EvaluateJob):
         for name in ("attacks", "transfer"):
             given: list[Attack] | None = getattr(job, name)
@@ -426,7 +426,7 @@ def _plan_figures(job: FigureJob, execution: Execution, models: Models) -> Plan:
             raise SpecError(f"trained on {model.train.dataset}, but the first model on {dataset.kind}", ("models", i))
     result = Plan(dataset.kind, execution.device, "same", targets=targets)
     _add_trainings(result, targets)
-    figures = [figure.resolved(dataset, lambda spec: _filled(spec, dataset)) for figure in job.figures]
+    figures = [figure.resolved(dataset, lambda spec: filled(spec, dataset)) for figure in job.figures]
     add_figures(result, figures, dataset, execution)
     return result
 

@@ -1,6 +1,7 @@
 """Intervals and tests for shares of correct answers, exact and without scipy."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import cos, fsum, isfinite, pi, sin, sqrt, tan
 from statistics import NormalDist, fmean, stdev
 from typing import TYPE_CHECKING
@@ -69,7 +70,21 @@ def prediction_interval(
     return fmean(values) - half, fmean(values) + half
 
 
-def t_quantile(degrees: int, confidence: float) -> float:
+def moments_interval(n: int, total: float, squares: float) -> tuple[float, float]:
+    """Return `mean_interval` of n values of which only their sum and the sum of their squares are known.
+
+    Raises:
+        ValueError: there are fewer than two values.
+    """
+    if n < 2:
+        raise ValueError(f"an interval of a mean needs at least two values, got {n}")
+    mean = total / n
+    half = t_quantile(n - 1) * sqrt(max(0.0, squares - total * mean) / (n - 1) / n)
+    return mean - half, mean + half
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(degrees: int, confidence: float = 0.95) -> float:
     """Return the t with P(|T| <= t) = confidence for Student's T of a whole number of degrees of freedom.
 
     Bisects the closed form of Abramowitz and Stegun 26.7.3 and 26.7.4 in the angle atan(t / sqrt(degrees)).

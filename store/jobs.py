@@ -25,6 +25,7 @@ from store.models import (
     Stage,
     StageParent,
     StageState,
+    cell_of,
 )
 from store.stages import Bell, roll_up, unfinished_parents, wanted_by_live_job
 
@@ -179,6 +180,11 @@ def _evaluation_rows(plan: Plan, ids: dict[str, int]) -> list[dict[str, Any]]:
                 "dataset": plan.dataset,
                 "device": plan.device,
                 "image_limit": stage.images,
+                "cell": cell_of(
+                    recipes[seen.target],
+                    recipes[seen.substitute] if seen.substitute else None,
+                    seen.attack.identity(),
+                ),
             }
         )
     return rows

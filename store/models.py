@@ -12,9 +12,10 @@ workers    leases    idempotency_keys
 """
 
 from enum import StrEnum
+from hashlib import sha256
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -28,6 +29,11 @@ NAMING = {
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
 Id = BigInteger().with_variant(Integer(), "sqlite")
 KEY = String(64)
+
+
+def partial(name: str, *columns: Any, where: str) -> Index:
+    """Return an index over some rows only; a query uses it whose condition is `where`, in literals."""
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
 
 
 class StageState(StrEnum):
@@ -94,8 +100,11 @@ class Stage(Base):
 
     __tablename__ = "stages"
     __table_args__ = (
-        Index("ix_stages_claim", "queue", "state", "priority", "id"),
-        Index("ix_stages_lease", "state", "lease_expires"),
+        partial("ix_stages_ready", "queue", text("priority DESC"), "id", where="state = 'ready'"),
+        partial("ix_stages_blocked", "id", where="state = 'blocked'"),
+        partial("ix_stages_lease", "lease_expires", where="state = 'running'"),
+        partial("ix_stages_measured", "queue", "id", where="state = 'succeeded' AND kind IN ('train', 'craft')"),
+        Index("ix_stages_state", "state", "queue"),
         Index("ix_stages_recipe", "recipe"),
     )
 
@@ -168,6 +177,7 @@ class Attempt(Base):
     """One claim of a stage; open while `ended_at` is null."""
 
     __tablename__ = "attempts"
+    __table_args__ = (Index("ix_attempts_outcome", "outcome"),)
 
     stage_id: Mapped[int] = mapped_column(Id, ForeignKey("stages.id"), primary_key=True)
     fence: Mapped[int] = mapped_column(Id, primary_key=True)
@@ -195,7 +205,21 @@ class Evaluation(Base):
 
     __tablename__ = "evaluations"
     __table_args__ = (
-        Index("ix_evaluations_scope", "dataset", "device", "image_limit", "whitebox", "attack_id"),
+        # everything a matrix counts, so that a million evaluations are summed without reading their rows
+        Index(
+            "ix_evaluations_cells",
+            "dataset",
+            "device",
+            "image_limit",
+            "whitebox",
+            "cell",
+            "target_seed",
+            "substitute_seed",
+            "n",
+            "n_correct",
+            "target_id",
+            "stage_id",
+        ),
         Index("ix_evaluations_target_id", "target_id"),
     )
 
@@ -215,6 +239,14 @@ class Evaluation(Base):
     image_limit: Mapped[int] = mapped_column(Integer)
     n: Mapped[int | None] = mapped_column(Integer)
     n_correct: Mapped[int | None] = mapped_column(Integer)
+    cell: Mapped[int] = mapped_column(Id)
+    """`cell_of` its target's recipe, its substitute's recipe and its attack: what a matrix counts together."""
+
+
+def cell_of(target_recipe: str, substitute_recipe: str | None, attack_id: str) -> int:
+    """Return the number of a matrix cell: 63 bits of a hash, which are compared faster than three long texts."""
+    named = f"{target_recipe}:{substitute_recipe or ''}:{attack_id}"
+    return int.from_bytes(sha256(named.encode()).digest()[:8], "big") >> 1
 
 
 class Artifact(Base):

@@ -12,7 +12,7 @@ from core.canonical import canonical_json
 from core.execution import Execution
 from core.paper import Published, Standing, losses_of, standing
 from store.models import Evaluation, JobModel, Result, Stage, StageState
-from store.results import Cell, SeedCount, why_missing
+from store.results import Cell, SeedCount, Sums, why_missing
 
 _execution: TypeAdapter[Execution] = TypeAdapter(Execution)
 
@@ -122,9 +122,11 @@ def _cells(
             cell = cells.setdefault((place.row, place.column, place.loss), Cell(whitebox=evaluation.whitebox))
             if stage.state == StageState.SUCCEEDED and evaluation.n is not None and evaluation.n_correct is not None:
                 seeds = evaluation.target_seed, evaluation.substitute_seed
+                cell.sums += Sums.of(evaluation.n, evaluation.n_correct)
                 cell.counts.append(SeedCount(*seeds, evaluation.n, evaluation.n_correct, stage.key))
                 ids.append(stage.id)
             else:
+                cell.sums += Sums(evaluations=1)
                 cell.missing.append(why_missing(evaluation.target_seed, stage.state, stage.error))
     return cells, ids
 

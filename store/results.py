@@ -1,18 +1,27 @@
-"""Matrices: queries over evaluations. Integers come out; shares and intervals are made from them."""
+"""Matrices: queries over evaluations. Integers come out; shares and intervals are made from them.
+
+SQL sums what a cell counts, so that the work here grows with the cells and not with the evaluations behind them. The
+seeds of a cell and the reasons for what is missing are listed where the table has no more than `LISTED` evaluations.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import select
+from sqlalchemy import Double, and_, cast, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from core.fields import parse_pixels
 from core.stages.train import Train
-from core.statistics import mean_interval, wilson
-from store.models import Evaluation, Job, JobModel, JobStage, Stage, StageState
+from core.statistics import moments_interval, wilson
+from store.models import JOB_ENDED, Evaluation, Job, JobModel, JobStage, Stage, StageState
 
+LISTED = 5_000
+"""Evaluations of a table up to which each is told; beyond that, only their sums."""
+CHUNK = 400
+NEWEST = 50
+"""Jobs looked at in one go for the newest scope."""
 NOT_ASKED = "not evaluated: no job in this scope asks for this pair"
 
 
@@ -55,46 +64,84 @@ class SeedCount:
     """Key of the evaluate stage."""
 
 
+@dataclass(frozen=True)
+class Sums:
+    """What SQL adds up over the seeds of a cell; shares are n_correct / n of a seed."""
+
+    evaluations: int = 0
+    """Planned, whether finished or not."""
+    seeds: int = 0
+    """Finished."""
+    n: int = 0
+    n_correct: int = 0
+    shares: float = 0.0
+    squares: float = 0.0
+    lowest: float = 1.0
+    highest: float = 0.0
+
+    @classmethod
+    def of(cls, n: int, n_correct: int) -> "Sums":
+        """Return the sums of one finished evaluation."""
+        share = n_correct / n
+        return cls(1, 1, n, n_correct, share, share**2, share, share)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.evaluations + other.evaluations, self.seeds + other.seeds, self.n + other.n,
+            self.n_correct + other.n_correct, self.shares + other.shares, self.squares + other.squares,
+            min(self.lowest, other.lowest), max(self.highest, other.highest),
+        )  # fmt: skip
+
+
 @dataclass
 class Cell:
     """One cell: what was counted, and why something is missing."""
 
+    sums: Sums = Sums()
     counts: list[SeedCount] = field(default_factory=list[SeedCount])
+    """One per finished seed, where the table is small enough to list them."""
     missing: list[str] = field(default_factory=list[str])
     whitebox: bool = False
 
     @property
     def n(self) -> int:
         """Examples, over all seeds."""
-        return sum(count.n for count in self.counts)
+        return self.sums.n
 
     @property
     def n_correct(self) -> int:
         """Examples classified correctly, over all seeds."""
-        return sum(count.n_correct for count in self.counts)
+        return self.sums.n_correct
 
     @property
     def accuracy(self) -> float | None:
         """Share classified correctly, or None where nothing was counted."""
-        return self.n_correct / self.n if self.counts else None
+        return self.n_correct / self.n if self.sums.seeds else None
 
     @property
-    def shares(self) -> list[float]:
-        """Accuracy of each seed."""
-        return [count.n_correct / count.n for count in self.counts]
+    def spread(self) -> float | None:
+        """Largest minus smallest accuracy of a seed, None where there is only one."""
+        return self.sums.highest - self.sums.lowest if self.sums.seeds > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval: Wilson's for one seed, Student's t of the seeds' accuracies for several."""
-        if not self.counts:
+        if not self.sums.seeds:
             return None
-        return mean_interval(self.shares) or wilson(self.n_correct, self.n)
+        if self.sums.seeds == 1:
+            return wilson(self.n_correct, self.n)
+        if self.sums.lowest == self.sums.highest:
+            return self.sums.lowest, self.sums.highest
+        return moments_interval(self.sums.seeds, self.sums.shares, self.sums.squares)
 
     @property
     def reason(self) -> str | None:
         """Why the cell is null, or what is missing from it."""
-        if not self.counts and not self.missing:
+        if not self.sums.evaluations:
             return NOT_ASKED
+        unfinished = self.sums.evaluations - self.sums.seeds
+        if unfinished and not self.missing:
+            return f"{unfinished} of {self.sums.evaluations} evaluations have not succeeded; a narrower table says why"
         return "; ".join(dict.fromkeys(self.missing)) or None
 
 
@@ -121,13 +168,15 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """An evaluation as the matrices read it."""
+class _Group:
+    """Evaluations that a cell counts together."""
 
-    evaluation: Evaluation
-    key: str
-    state: str
-    error: dict[str, Any] | None
+    first: Evaluation
+    """Any of them: recipes and attack are alike."""
+    same: bool | None
+    """Whether target and substitute have one seed; None on clean images."""
+    whitebox: bool
+    sums: Sums
 
 
 def whitebox(session: Session, filters: Filters) -> Matrix:
@@ -136,15 +185,12 @@ def whitebox(session: Session, filters: Filters) -> Matrix:
     if scope is None:
         return Matrix(None, None, [], [], {}, others)
     names = _names(session, filters, scope, "target")
-    asked = _asked_as_targets(session, filters)
-    rows = [
-        row
-        for row in _read(session, filters, scope, whitebox_only=True)
-        if row.evaluation.target_recipe in names and row.evaluation.target_id in asked
+    groups = [
+        group for group in _groups(session, filters, scope, whitebox_only=True) if group.first.target_recipe in names
     ]
-    attacks = _attack_axes(rows)
-    columns = _model_axes(names, {row.evaluation.target_recipe for row in rows})
-    cells = _cells(rows, _by_attack)
+    attacks = _attack_axes(groups)
+    columns = _model_axes(names, {group.first.target_recipe for group in groups})
+    cells = _cells(session, filters, scope, groups, _by_attack)
     return Matrix(scope, None, attacks, columns, cells, others)
 
 
@@ -157,26 +203,42 @@ def blackbox(session: Session, filters: Filters) -> Matrix:
     substitutes = _names(session, filters, scope, "substitute", every_label=True)
     pairing = filters.pairing or _pairing(session, filters, scope)
     shown = [
-        row
-        for row in _read(session, filters, scope, whitebox_only=False)
-        if row.evaluation.substitute_recipe in substitutes
+        group
+        for group in _groups(session, filters, scope, whitebox_only=False)
+        if group.first.substitute_recipe in substitutes
     ]
-    transferred = {row.evaluation.attack_id for row in shown if not row.evaluation.whitebox}
-    shown = [row for row in shown if row.evaluation.attack_id in transferred]
-    asked = _asked_as_targets(session, filters)
-    shown = [row for row in shown if row.evaluation.target_recipe in targets and row.evaluation.target_id in asked]
-    pairs = [row for row in shown if _paired(row.evaluation, pairing)]
+    transferred = {group.first.attack_id for group in shown if not group.whitebox}
+    pairs = [
+        group
+        for group in shown
+        if group.first.attack_id in transferred
+        and group.first.target_recipe in targets
+        and group.same == (pairing == "same")
+    ]
     rows = _substitute_axes(pairs, substitutes)
-    columns = _model_axes(targets, {row.evaluation.target_recipe for row in pairs})
-    cells = _cells(pairs, _by_substitute)
+    columns = _model_axes(targets, {group.first.target_recipe for group in pairs})
+    cells = _cells(session, filters, scope, pairs, _by_substitute)
     return Matrix(scope, pairing, rows, columns, cells, others)
 
 
 def self_strength(session: Session, filters: Filters, scope: Scope) -> dict[str, Cell]:
     """Return row key -> the substitute's own accuracy on the examples crafted on it."""
-    rows = [row for row in _read(session, filters, scope, whitebox_only=True) if row.evaluation.substitute_id]
-    cells = _cells(rows, _by_self)
-    return {row: cell for (row, _), cell in cells.items()}
+    cells: dict[str, Cell] = defaultdict(Cell)
+    for group in _groups(session, filters, scope, whitebox_only=True, every_target=True):
+        if group.first.substitute_id is not None:
+            cell = cells[_by_substitute(group.first)[0]]
+            cell.sums, cell.whitebox = cell.sums + group.sums, True
+    return dict(cells)
+
+
+def stamp(session: Session) -> tuple[Any, ...]:
+    """Return what is another value after any change that a matrix could show, and cheap to ask for.
+
+    Every change of a stage is told to a live job, whose `last_event` grows; jobs only ever come, and end once.
+    """
+    newest = select(func.max(Job.id)).scalar_subquery()
+    live = select(newest, func.count(), func.sum(Job.id), func.sum(Job.last_event)).where(Job.state.not_in(JOB_ENDED))
+    return tuple(session.execute(live).one())
 
 
 def _by_attack(e: Evaluation) -> tuple[str, str]:
@@ -187,20 +249,9 @@ def _by_substitute(e: Evaluation) -> tuple[str, str]:
     return f"{e.substitute_recipe}:{e.attack_id}", e.target_recipe
 
 
-def _by_self(e: Evaluation) -> tuple[str, str]:
-    return f"{e.substitute_recipe}:{e.attack_id}", ""
-
-
-def _paired(evaluation: Evaluation, pairing: str) -> bool:
-    return (evaluation.target_seed == evaluation.substitute_seed) == (pairing == "same")
-
-
 def _scope(session: Session, filters: Filters) -> tuple[Scope | None, list[Scope]]:
     """Return the newest comparable group that fits the filters, and the others."""
-    columns = (Evaluation.dataset, Evaluation.device, Evaluation.image_limit)
-    everything = [Scope(*row) for row in session.execute(select(*columns).distinct().order_by(*columns))]
-    if filters.job is not None:
-        everything = [Scope(*row) for row in session.execute(_of_job(select(*columns), filters.job).distinct())]
+    everything = _scopes(session) if filters.job is None else _scopes_of(session, filters.job)
     fits = [scope for scope in everything if _fits(scope, filters)]
     if not fits:
         return None, everything
@@ -216,50 +267,80 @@ def _fits(scope: Scope, filters: Filters) -> bool:
     )
 
 
+_SCOPE = (Evaluation.dataset, Evaluation.device, Evaluation.image_limit)
+
+
+def _scopes(session: Session) -> list[Scope]:
+    """Return every scope in order: from each, one step through the index leads to the next."""
+    found: list[Scope] = []
+    step = select(*_SCOPE).order_by(*_SCOPE).limit(1)
+    row = session.execute(step).one_or_none()
+    while row is not None:
+        found.append(Scope(*row))
+        row = session.execute(step.where(tuple_(*_SCOPE) > tuple_(*row))).one_or_none()
+    return found
+
+
+def _scopes_of(session: Session, job: int) -> list[Scope]:
+    mine = select(*_SCOPE).join(JobStage, JobStage.stage_id == Evaluation.stage_id).where(JobStage.job_id == job)
+    return [Scope(*row) for row in session.execute(mine.distinct().order_by(*_SCOPE))]
+
+
 def _newest(session: Session, filters: Filters, fits: Sequence[Scope]) -> Scope:
-    query = (
-        select(Evaluation.dataset, Evaluation.device, Evaluation.image_limit)
+    """Return the scope of the newest job that fits, by one evaluation of each; a job has one scope."""
+    one = (
+        select(Evaluation.stage_id)
         .join(JobStage, JobStage.stage_id == Evaluation.stage_id)
-        .join(Job, Job.id == JobStage.job_id)
-        .order_by(Job.id.desc())
+        .where(JobStage.job_id == Job.id)
+        .limit(1)
+        .correlate(Job)
+        .scalar_subquery()
     )
+    jobs = select(one).select_from(Job).order_by(Job.id.desc())
     if filters.suite is not None:
-        query = query.where(Job.suite == filters.suite)
-    for row in session.execute(query.limit(1_000)):
-        if Scope(*row) in fits:
-            return Scope(*row)
+        jobs = jobs.where(Job.suite == filters.suite)
+    for page in range(20):
+        ids = session.scalars(jobs.limit(NEWEST).offset(page * NEWEST)).all()
+        rows = session.execute(select(Evaluation.stage_id, *_SCOPE).where(Evaluation.stage_id.in_(ids))).all()
+        scopes = {row[0]: Scope(*row[1:]) for row in rows}
+        newest = next((scopes[found] for found in ids if found in scopes and scopes[found] in fits), None)
+        if newest is not None or not ids:
+            return newest or fits[-1]
     return fits[-1]
-
-
-def _of_job(query: Any, job: int) -> Any:
-    return query.join(JobStage, JobStage.stage_id == Evaluation.stage_id).where(JobStage.job_id == job)
 
 
 def _names(session: Session, filters: Filters, scope: Scope, role: str, *, every_label: bool = False) -> dict[str, str]:
     """Return recipe -> label of the models in that role, the newest job's label first, in its order."""
-    query = (
-        select(JobModel.recipe, JobModel.label, Stage.spec)
-        .join(Job, Job.id == JobModel.job_id)
-        .join(Stage, Stage.id == JobModel.stage_id)
-        .where(JobModel.role == role, Stage.dataset == scope.dataset)
-        .order_by(Job.id.desc(), JobModel.position)
+    asked = and_(JobModel.role == role, *_jobs_wanted(filters, JobModel.job_id))
+    if filters.labels and not every_label:
+        asked = and_(asked, JobModel.label.in_(list(filters.labels)))
+    last = select(JobModel.recipe, func.max(JobModel.job_id).label("job")).where(asked).group_by(JobModel.recipe)
+    last = last.subquery()
+    place, some = func.min(JobModel.position).label("place"), func.min(JobModel.stage_id).label("some")
+    named = (
+        select(JobModel.recipe, func.min(JobModel.label).label("label"), last.c.job, place, some)
+        .join(last, and_(last.c.recipe == JobModel.recipe, last.c.job == JobModel.job_id))
+        .where(asked)
+        .group_by(JobModel.recipe, last.c.job)
+        .subquery()
     )
-    for column, value in ((Job.id, filters.job), (Job.suite, filters.suite)):
-        query = query if value is None else query.where(column == value)
-    names: dict[str, str] = {}
-    for recipe, label, spec in session.execute(query):
-        wanted = every_label or not filters.labels or label in filters.labels
-        if wanted and filters.network in (None, spec["network"]["kind"]):
-            names.setdefault(recipe, label)
-    return _told_apart(names)
+    rows = session.execute(
+        select(named.c.recipe, named.c.label, Stage.spec)
+        .join(Stage, Stage.id == named.c.some)
+        .where(Stage.dataset == scope.dataset)
+        .order_by(named.c.job.desc(), named.c.place)
+    )
+    return _told_apart(
+        {recipe: label for recipe, label, spec in rows if filters.network in (None, spec["network"]["kind"])}
+    )
 
 
-def _asked_as_targets(session: Session, filters: Filters) -> set[int]:
-    """Return the models under attack. An attacker's own model of a target's recipe is no further seed of the target."""
-    query = select(JobModel.stage_id).join(Job, Job.id == JobModel.job_id).where(JobModel.role == "target")
-    for column, value in ((Job.id, filters.job), (Job.suite, filters.suite)):
-        query = query if value is None else query.where(column == value)
-    return set(session.scalars(query))
+def _jobs_wanted(filters: Filters, job_id: Any) -> list[Any]:
+    """Return the conditions that the filters put on a job."""
+    conditions = [] if filters.job is None else [job_id == filters.job]
+    if filters.suite is not None:
+        conditions.append(job_id.in_(select(Job.id).where(Job.suite == filters.suite)))
+    return conditions
 
 
 def _told_apart(names: dict[str, str]) -> dict[str, str]:
@@ -272,43 +353,77 @@ def _told_apart(names: dict[str, str]) -> dict[str, str]:
 
 def _pairing(session: Session, filters: Filters, scope: Scope) -> str:
     """Return the pairing of the newest job in scope."""
-    query = (
-        select(Job.pairing)
-        .join(JobModel, JobModel.job_id == Job.id)
+    attacker = (
+        select(JobModel.stage_id)
         .join(Stage, Stage.id == JobModel.stage_id)
-        .where(Stage.dataset == scope.dataset, JobModel.role == "substitute")
-        .order_by(Job.id.desc())
-        .limit(1)
+        .where(JobModel.job_id == Job.id, JobModel.role == "substitute", Stage.dataset == scope.dataset)
+        .exists()
     )
-    for column, value in ((Job.id, filters.job), (Job.suite, filters.suite)):
-        query = query if value is None else query.where(column == value)
+    query = select(Job.pairing).where(attacker, *_jobs_wanted(filters, Job.id)).order_by(Job.id.desc()).limit(1)
     return session.scalar(query) or "same"
 
 
-def _read(session: Session, filters: Filters, scope: Scope, *, whitebox_only: bool) -> list[_Row]:
-    owner = aliased(Stage)
-    query = (
-        select(Evaluation, owner.key, owner.state, owner.error)
-        .join(owner, owner.id == Evaluation.stage_id)
-        .where(
-            Evaluation.dataset == scope.dataset,
-            Evaluation.device == scope.device,
-            Evaluation.image_limit == scope.image_limit,
-        )
-        .order_by(Evaluation.stage_id)
-    )
-    if whitebox_only:
-        query = query.where(Evaluation.whitebox.is_(True))
+def _wanted(filters: Filters, scope: Scope, *, whitebox_only: bool, every_target: bool) -> list[Any]:
+    """Return the conditions on evaluations; those on recipes and attacks are left to the groups."""
+    conditions: list[Any] = [
+        Evaluation.dataset == scope.dataset,
+        Evaluation.device == scope.device,
+        Evaluation.image_limit == scope.image_limit,
+        Evaluation.whitebox.in_([True] if whitebox_only else [False, True]),
+    ]
     if filters.job is not None:
-        query = _of_job(query, filters.job)
+        conditions.append(Evaluation.stage_id.in_(select(JobStage.stage_id).where(JobStage.job_id == filters.job)))
     elif filters.suite is not None:
-        jobs = select(Job.id).where(Job.suite == filters.suite)
-        wanted = select(JobStage.stage_id).where(JobStage.job_id.in_(jobs))
-        query = query.where(Evaluation.stage_id.in_(wanted))
+        wanting = select(JobStage.stage_id).where(*_jobs_wanted(filters, JobStage.job_id))
+        conditions.append(Evaluation.stage_id.in_(wanting))
     if filters.seeds:
-        query = query.where(Evaluation.target_seed.in_(list(filters.seeds)))
-    rows = [_Row(*row) for row in session.execute(query)]
-    return [row for row in rows if _attack_fits(row.evaluation.attack, filters)]
+        conditions.append(Evaluation.target_seed.in_(list(filters.seeds)))
+    if not every_target:
+        # an attacker's own model of a target's recipe, attacked by nobody but itself, is no further seed of the target
+        asked = select(JobModel.stage_id).where(JobModel.role == "target", *_jobs_wanted(filters, JobModel.job_id))
+        conditions.append(or_(Evaluation.whitebox.is_(False), Evaluation.target_id.in_(asked)))
+    return conditions
+
+
+def _groups(
+    session: Session, filters: Filters, scope: Scope, *, whitebox_only: bool, every_target: bool = False
+) -> list[_Group]:
+    """Return the evaluations in scope, summed by cell and by whether the seeds of target and substitute are one.
+
+    Grouped by n too, so that only integers are summed; in doubles, where they are exact, because their squares are
+    larger than 32 bits.
+    """
+    correct, e = cast(Evaluation.n_correct, Double), Evaluation
+    keys = (e.whitebox, e.cell, e.target_seed == e.substitute_seed, e.n)
+    sums = (func.min(e.stage_id), func.count(), func.sum(correct), func.sum(correct * correct))
+    query = (
+        select(*keys, *sums, func.min(e.n_correct), func.max(e.n_correct))
+        .where(*_wanted(filters, scope, whitebox_only=whitebox_only, every_target=every_target))
+        .group_by(*keys)
+    )
+    rows = session.execute(query).all()
+    firsts = _evaluations(session, [row[4] for row in rows])
+    groups = [_group(firsts[row[4]], row) for row in rows]
+    groups.sort(key=lambda group: group.first.stage_id)
+    return [group for group in groups if _attack_fits(group.first.attack, filters)]
+
+
+def _group(first: Evaluation, row: Any) -> _Group:
+    whitebox, _, same, n, _, count, total, squares, lowest, highest = row
+    sums = Sums(evaluations=count)
+    if n is not None:
+        sums = Sums(
+            count, count, n * count, int(total), total / n, squares / n**2, lowest / n, highest / n
+        )  # fmt: skip
+    return _Group(first, None if same is None else bool(same), bool(whitebox), sums)
+
+
+def _evaluations(session: Session, stage_ids: Sequence[int]) -> dict[int, Evaluation]:
+    found: dict[int, Evaluation] = {}
+    for start in range(0, len(stage_ids), CHUNK):
+        rows = session.scalars(select(Evaluation).where(Evaluation.stage_id.in_(stage_ids[start : start + CHUNK])))
+        found.update({row.stage_id: row for row in rows})
+    return found
 
 
 def _attack_fits(attack: dict[str, Any], filters: Filters) -> bool:
@@ -316,10 +431,10 @@ def _attack_fits(attack: dict[str, Any], filters: Filters) -> bool:
     return all(value is None or attack.get(name) == value for name, value in wanted.items())
 
 
-def _attack_axes(rows: Iterable[_Row]) -> list[Axis]:
+def _attack_axes(groups: Iterable[_Group]) -> list[Axis]:
     axes: dict[str, Axis] = {}
-    for row in rows:
-        e = row.evaluation
+    for group in groups:
+        e = group.first
         axes.setdefault(e.attack_id, Axis(e.attack_id, e.attack_label, attack=e.attack))
     return sorted(axes.values(), key=_attack_order)
 
@@ -335,30 +450,58 @@ def _model_axes(names: dict[str, str], present: set[str]) -> list[Axis]:
     return [Axis(recipe, label, recipe=recipe) for recipe, label in names.items() if recipe in present]
 
 
-def _substitute_axes(rows: Iterable[_Row], names: dict[str, str]) -> list[Axis]:
+def _substitute_axes(groups: Iterable[_Group], names: dict[str, str]) -> list[Axis]:
     axes: dict[str, Axis] = {}
-    attacks = {row.evaluation.attack_id for row in rows}
-    for row in rows:
-        e = row.evaluation
+    attacks = {group.first.attack_id for group in groups}
+    for group in groups:
+        e = group.first
         recipe = str(e.substitute_recipe)
         label = names[recipe] if len(attacks) == 1 else f"{names[recipe]}, {e.attack_label}"
         key = f"{recipe}:{e.attack_id}"
         axes.setdefault(key, Axis(key, label, recipe=recipe, attack=e.attack))
-    order = list(names)
-    return sorted(axes.values(), key=lambda axis: (order.index(str(axis.recipe)), _attack_order(axis)))
+    order = {recipe: place for place, recipe in enumerate(names)}
+    return sorted(axes.values(), key=lambda axis: (order[str(axis.recipe)], _attack_order(axis)))
 
 
-def _cells(rows: Iterable[_Row], where: Callable[[Evaluation], tuple[str, str]]) -> dict[tuple[str, str], Cell]:
+def _cells(
+    session: Session, filters: Filters, scope: Scope, groups: Sequence[_Group],
+    where: Callable[[Evaluation], tuple[str, str]],
+) -> dict[tuple[str, str], Cell]:  # fmt: skip
     cells: dict[tuple[str, str], Cell] = defaultdict(Cell)
-    for row in rows:
-        e = row.evaluation
-        cell = cells[where(e)]
-        cell.whitebox = cell.whitebox or e.whitebox
-        if row.state == StageState.SUCCEEDED and e.n is not None and e.n_correct is not None:
-            cell.counts.append(SeedCount(e.target_seed, e.substitute_seed, e.n, e.n_correct, row.key))
-        else:
-            cell.missing.append(why_missing(e.target_seed, row.state, row.error))
+    for group in groups:
+        cell = cells[where(group.first)]
+        cell.sums, cell.whitebox = cell.sums + group.sums, cell.whitebox or group.whitebox
+    if sum(cell.sums.evaluations for cell in cells.values()) <= LISTED:
+        _list(session, filters, scope, groups, cells, where)
     return dict(cells)
+
+
+def _list(
+    session: Session, filters: Filters, scope: Scope, groups: Sequence[_Group], cells: dict[tuple[str, str], Cell],
+    where: Callable[[Evaluation], tuple[str, str]],
+) -> None:  # fmt: skip
+    """Add to the cells what each evaluation of the groups counted, or why it is missing."""
+    owner = aliased(Stage)
+    shown = {(group.first.cell, group.same): where(group.first) for group in groups}
+    numbers = sorted({cell for cell, _ in shown})
+    query = (
+        select(Evaluation, owner.key, owner.state, owner.error)
+        .join(owner, owner.id == Evaluation.stage_id)
+        .where(*_wanted(filters, scope, whitebox_only=all(g.whitebox for g in groups), every_target=False))
+        .order_by(Evaluation.stage_id)
+    )
+    for start in range(0, len(numbers), CHUNK):
+        for e, key, state, error in session.execute(query.where(Evaluation.cell.in_(numbers[start : start + CHUNK]))):
+            same = None if e.substitute_seed is None else e.target_seed == e.substitute_seed
+            if (e.cell, same) in shown:
+                _tell(cells[shown[e.cell, same]], e, key, state, error)
+
+
+def _tell(cell: Cell, e: Evaluation, key: str, state: str, error: dict[str, Any] | None) -> None:
+    if e.n is not None and e.n_correct is not None:
+        cell.counts.append(SeedCount(e.target_seed, e.substitute_seed, e.n, e.n_correct, key))
+        return
+    cell.missing.append(why_missing(e.target_seed, state, error))
 
 
 def why_missing(seed: int, state: str, error: dict[str, Any] | None) -> str:
@@ -370,7 +513,8 @@ def why_missing(seed: int, state: str, error: dict[str, Any] | None) -> str:
 
 def cautions(session: Session, recipes: Sequence[str]) -> list[str]:
     """Return, for the models of a table, why their results are to be read with care."""
-    rows = session.scalars(select(Stage.spec).where(Stage.recipe.in_(list(recipes))).order_by(Stage.id))
+    first = select(func.min(Stage.id)).where(Stage.recipe.in_(list(recipes))).group_by(Stage.recipe)
+    rows = session.scalars(select(Stage.spec).where(Stage.id.in_(first)).order_by(Stage.id))
     trains = (Train.model_validate(spec) for spec in rows)
     said = (f"{train.defense.label()}: {train.defense.caution}" for train in trains if train.defense.caution)
     return list(dict.fromkeys(said))

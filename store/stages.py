@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import Select, and_, delete, exists, func, insert, literal, literal_column, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
 
 from store import events
@@ -35,8 +35,18 @@ from store.models import (
 )
 
 KEPT_CHECKPOINTS = 2
+MEASURED = 200
+"""Newest trainings and craftings whose speed foretells that of the next."""
 BACKOFF_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 60.0
+
+
+def _is(state: StageState) -> Any:
+    """Return the condition that a stage is in `state`, in a literal: a parameter would keep partial indexes out."""
+    return Stage.state == literal_column(f"'{state}'")
+
+
+IS_READY, IS_BLOCKED, IS_RUNNING = _is(StageState.READY), _is(StageState.BLOCKED), _is(StageState.RUNNING)
 
 
 class StaleFence(Exception):
@@ -78,7 +88,7 @@ def claim(session: Session, queues: Sequence[str], worker: str, lease_seconds: f
     for queue in queues:
         best = (
             select(Stage.id)
-            .where(Stage.queue == queue, Stage.state == StageState.READY, Stage.not_before <= db_now())
+            .where(Stage.queue == queue, IS_READY, Stage.not_before <= db_now())
             .order_by(Stage.priority.desc(), Stage.id)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -378,7 +388,7 @@ def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
 
     All stages are locked before all jobs. What somebody else holds, a stopped process maybe, waits for the next time.
     """
-    expired = (Stage.state == StageState.RUNNING, Stage.lease_expires <= db_now())
+    expired = (IS_RUNNING, Stage.lease_expires <= db_now())
     orphans = session.scalars(select(Stage.id).where(*expired).order_by(Stage.id).limit(limit)).all()
     trees = {stage_id: session.scalars(_live_below(stage_id)).all() for stage_id in orphans}
     every = sorted(set(orphans).union(*trees.values()))
@@ -413,11 +423,22 @@ def _take_back(session: Session, row: Any, max_losses: int) -> list[Bell]:
     return [Bell(row.id, stage.queue)]
 
 
-def repair(session: Session, limit: int = 200) -> tuple[list[Bell], int]:
-    """Return what should have been woken or rolled up and was not, now mended: bells, and a count that should be 0."""
+def next_blocked(session: Session, after: int, limit: int = 5_000) -> range:
+    """Return the ids among which the next `limit` blocked stages after that id are; empty behind the last."""
+    some = select(Stage.id).where(IS_BLOCKED, Stage.id > after).order_by(Stage.id).limit(limit).subquery()
+    first, last = session.execute(select(func.min(some.c.id), func.max(some.c.id))).one()
+    return range(0) if first is None else range(first, last + 1)
+
+
+def repair(session: Session, among: range | None = None, limit: int = 200) -> tuple[list[Bell], int]:
+    """Return what should have been woken or rolled up and was not, now mended: bells, and a count that should be 0.
+
+    Blocked stages are looked at `among` those ids only, where it is given: the keeper takes them in turns.
+    """
+    chosen = [IS_BLOCKED] if among is None else [IS_BLOCKED, Stage.id >= among.start, Stage.id < among.stop]
     stranded = session.scalars(
         select(Stage.id)
-        .where(Stage.state == StageState.BLOCKED, ~unfinished_parents())
+        .where(*chosen, ~unfinished_parents())
         .order_by(Stage.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -453,7 +474,7 @@ def unheard(session: Session, alive_seconds: float, resend_seconds: float) -> li
             select(Stage.id)
             .where(
                 Stage.queue == queue,
-                Stage.state == StageState.READY,
+                IS_READY,
                 Stage.not_before <= db_now(),
                 Stage.announced_at <= db_now() - resend_seconds,
             )
@@ -498,12 +519,15 @@ def wanted_by_live_job(other_than: int) -> Any:
 
 
 def measured_rate(session: Session, queue: str) -> float | None:
-    """Return the floating-point operations per second of the queue's finished stages, None before there are any."""
-    flop, seconds = session.execute(
-        select(func.sum(Stage.flop), func.sum(Stage.device_seconds)).where(
-            Stage.queue == queue, Stage.state == StageState.SUCCEEDED, Stage.kind.in_(["train", "craft"])
-        )
-    ).one()
+    """Return the floating-point operations per second of the queue's newest results, None before there are any."""
+    newest = (
+        select(Stage.flop, Stage.device_seconds)
+        .where(Stage.queue == queue, text("stages.state = 'succeeded' AND stages.kind IN ('train', 'craft')"))
+        .order_by(Stage.id.desc())
+        .limit(MEASURED)
+        .subquery()
+    )
+    flop, seconds = session.execute(select(func.sum(newest.c.flop), func.sum(newest.c.device_seconds))).one()
     return flop / seconds if seconds else None
 
 

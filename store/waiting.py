@@ -6,8 +6,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from store import jobs, workers
+from store.broker import QUEUES
 from store.database import db_now
 from store.models import Stage, StageState
+from store.stages import IS_READY
 
 RANKED = 1_000
 """Ready stages whose place in the queue is counted; those behind are "more than that"."""
@@ -59,15 +61,8 @@ def reasons(session: Session, job_id: int, alive_seconds: float) -> Reasons:
 
 def _places(session: Session) -> dict[int, int]:
     """Return ready stage -> number of stages ahead of it in its queue."""
-    rows = session.execute(
-        select(Stage.id, Stage.queue)
-        .where(Stage.state == StageState.READY)
-        .order_by(Stage.priority.desc(), Stage.id)
-        .limit(RANKED)
-    )
-    ahead: dict[str, int] = {}
     places: dict[int, int] = {}
-    for stage_id, queue in rows:
-        places[stage_id] = ahead.get(queue, 0)
-        ahead[queue] = places[stage_id] + 1
+    for queue in QUEUES:
+        ahead = select(Stage.id).where(Stage.queue == queue, IS_READY).order_by(Stage.priority.desc(), Stage.id)
+        places.update({stage_id: place for place, stage_id in enumerate(session.scalars(ahead.limit(RANKED)))})
     return places

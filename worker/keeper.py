@@ -33,6 +33,8 @@ class Keeper:
         self._ringer = Ringer(celery_app(chosen))
         self._stopping = False
         self._ticks = 0
+        self._repaired = 0
+        """Id of the last blocked stage looked at."""
 
     def run(self) -> None:
         """Tick until stopped; a database that is away is waited for."""
@@ -67,8 +69,10 @@ class Keeper:
             crashpoint("in-reaper")
         if self._ticks % REPAIR_EVERY == 0:
             with self._database.write() as session:
-                mended, count = stages.repair(session)
+                among = stages.next_blocked(session, self._repaired) or stages.next_blocked(session, 0)
+                mended, count = stages.repair(session, among)
                 workers.forget_old(session)
+            self._repaired = among.stop - 1 if among else 0
             if count:
                 log.error("mended %d stranded stages or jobs; this points to a bug", count)
             bells += mended

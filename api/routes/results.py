@@ -1,5 +1,6 @@
 """Results: the matrices, as JSON, CSV, Markdown or LaTeX."""
 
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -9,9 +10,9 @@ from sqlalchemy.orm import Session
 
 from api import exports, views
 from api.errors import RESPONSES, NotFound, QueryText
-from api.forms import FORMS, Accept, Form, IfNoneMatch, answer
+from api.forms import FORMS, Accept, Form, IfNoneMatch, answer, chosen, unchanged
 from api.schemas import MatrixReply
-from api.service import ServiceDep
+from api.service import Service, ServiceDep
 from core.fields import MAX_SEED, Pixels, format_pixels
 from core.jobs import DatasetName
 from store import jobs, results
@@ -76,11 +77,7 @@ def whitebox_matrix(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Answer with attacks by targets: accuracy of each target under examples crafted on itself, and on clean images."""
-    with service.database.read() as session:
-        _require_job(session, query)
-        found = results.whitebox(session, query.filters())
-        reply = views.matrix("whitebox", found, {}, _cautions(session, found))
-    return answer(reply, exports.WRITERS, query.format, accept, if_none_match)
+    return _answer("whitebox", _whitebox, service, query, accept, if_none_match)
 
 
 @router.get("/blackbox-matrix", response_model=MatrixReply, responses=FORMS)
@@ -91,12 +88,18 @@ def blackbox_matrix(
     if_none_match: IfNoneMatch = None,
 ) -> Response:
     """Answer with substitutes by targets: accuracy of each target under examples crafted on each substitute."""
-    with service.database.read() as session:
-        _require_job(session, query)
-        found = results.blackbox(session, query.filters())
-        strength = results.self_strength(session, query.filters(), found.scope) if found.scope else {}
-        reply = views.matrix("blackbox", found, strength, _cautions(session, found))
-    return answer(reply, exports.WRITERS, query.format, accept, if_none_match)
+    return _answer("blackbox", _blackbox, service, query, accept, if_none_match)
+
+
+def _whitebox(session: Session, filters: Filters) -> MatrixReply:
+    found = results.whitebox(session, filters)
+    return views.matrix("whitebox", found, {}, _cautions(session, found))
+
+
+def _blackbox(session: Session, filters: Filters) -> MatrixReply:
+    found = results.blackbox(session, filters)
+    strength = results.self_strength(session, filters, found.scope) if found.scope else {}
+    return views.matrix("blackbox", found, strength, _cautions(session, found))
 
 
 def _require_job(session: Session, query: MatrixQuery) -> None:
@@ -107,3 +110,21 @@ def _require_job(session: Session, query: MatrixQuery) -> None:
 def _cautions(session: Session, found: Matrix) -> list[str]:
     """Return what is known against believing the models of the table."""
     return results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
+
+
+def _answer(
+    name: str, make: Callable[[Session, Filters], MatrixReply], service: Service, query: MatrixQuery,
+    accept: str | None, if_none_match: str | None,
+) -> Response:  # fmt: skip
+    """Return the table that `make` makes, or 304; where nothing has changed since it was last made, by one query."""
+    question = (name, chosen(query.format, accept), query.model_dump_json())
+    with service.database.read() as session:
+        stamp = results.stamp(session)
+        known = service.tags.of(question, stamp)
+        if known is not None and if_none_match is not None and known in if_none_match:
+            return unchanged(known)
+        _require_job(session, query)
+        reply = make(session, query.filters())
+    found = answer(reply, exports.WRITERS, query.format, accept, if_none_match)
+    service.tags.learn(question, stamp, found.headers["etag"])
+    return found

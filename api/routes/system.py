@@ -1,14 +1,18 @@
 """Whether the service lives and is ready."""
 
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from sqlalchemy import text
 
+from api.metrics import MEDIA, render
 from api.schemas import HealthReply
 from api.service import Service, ServiceDep
 from store import migrate, workers
+from store.gauges import gauges
 
 router = APIRouter(tags=["system"])
+KEEPER = "keeper"
+"""The lease that the acting keeper holds."""
 
 
 @router.get("/healthz")
@@ -26,6 +30,14 @@ def readyz(service: ServiceDep) -> JSONResponse:
         checks["keeper"] = _keeper(service)
     reply = HealthReply(status="ok" if ready else "not ready", checks=checks)
     return JSONResponse(reply.model_dump(), 200 if ready else 503, None if ready else {"Retry-After": "5"})
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+def metrics(service: ServiceDep) -> PlainTextResponse:
+    """Answer with what an operator watches, in Prometheus' text format, counted in SQL now."""
+    with service.database.read() as session:
+        found = gauges(session, service.alive_seconds, KEEPER)
+    return PlainTextResponse(render(found), media_type=MEDIA)
 
 
 def _database(service: Service) -> str:
@@ -53,5 +65,5 @@ def _artifacts(service: Service) -> str:
 
 def _keeper(service: Service) -> str:
     with service.database.read() as session:
-        left = workers.lease_age(session, "keeper")
+        left = workers.lease_age(session, KEEPER)
     return "ok" if left is not None and left > 0 else "no keeper is running: start one with `python -m worker.keeper`"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from core.statistics import mean_interval, wilson
-from store import jobs, results
+from store import jobs, results, stages
 from store.database import Database
 from store.results import NOT_ASKED, Cell, Filters, Matrix
 from store.stages import Claim
@@ -62,7 +62,7 @@ class TestCells:
         finish(database, by_seed(database, {0: 2, 1: 4, 2: 9}))
         cell = labelled(whitebox(database))["clean", "natural H"]
         assert (cell.n_correct, cell.n, cell.accuracy) == (15, 30, 0.5)
-        assert cell.interval == mean_interval([0.2, 0.4, 0.9])
+        assert cell.interval == pytest.approx(mean_interval([0.2, 0.4, 0.9]), rel=1e-12)
         assert sorted((count.target_seed, count.n_correct) for count in cell.counts) == [(0, 2), (1, 4), (2, 9)]
 
     def test_none_correct_is_zero_and_not_missing(self, database: Database):
@@ -299,3 +299,88 @@ class TestLabels:
     def test_columns_stand_in_the_order_of_the_job(self, database: Database):
         post(database, body(defenses=NAMED[::-1]))
         assert [column.label for column in whitebox(database).columns] == ["B", "A"]
+
+
+class TestManyEvaluations:
+    """A table over more evaluations than are listed says the same numbers, from sums alone."""
+
+    @pytest.fixture
+    def narrow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(results, "LISTED", 0)
+
+    def numbers(self, matrix: Matrix) -> dict[tuple[str, str], Any]:
+        return {
+            where: (cell.n, cell.n_correct, cell.accuracy, cell.interval, cell.spread, cell.whitebox)
+            for where, cell in labelled(matrix).items()
+        }
+
+    def test_the_numbers_are_those_of_the_listed_table(self, database: Database, monkeypatch: pytest.MonkeyPatch):
+        post(
+            database, body(defenses=NAMED, substitutes=["A", {"kind": "pgd_minmax"}], transfer=[FGSM], seeds=[0, 1, 2])
+        )
+        finish(database, by_seed(database, {0: 2, 1: 4, 2: 9}))
+        listed = [whitebox(database), blackbox(database)]
+        assert all(len(cell.counts) == 3 for matrix in listed for cell in matrix.cells.values())
+        monkeypatch.setattr(results, "LISTED", 0)
+        summed = [whitebox(database), blackbox(database)]
+        assert all(cell.counts == [] for matrix in summed for cell in matrix.cells.values())
+        assert [self.numbers(matrix) for matrix in summed] == [self.numbers(matrix) for matrix in listed]
+
+    @pytest.mark.usefixtures("narrow")
+    def test_what_is_missing_is_counted(self, database: Database):
+        post(database, body(seeds=[0, 1]))
+        while (one := claim(database)).kind != "evaluate":
+            succeed(database, one)
+        succeed(database, one)
+        cell = next(cell for cell in labelled(whitebox(database)).values() if cell.n)
+        assert cell.reason == "1 of 2 evaluations have not succeeded; a narrower table says why"
+
+    @pytest.mark.usefixtures("narrow")
+    def test_equal_seeds_have_an_interval_of_no_width(self, database: Database):
+        post(database, body(seeds=[0, 1, 2]))
+        finish(database, lambda _: 7)
+        assert labelled(whitebox(database))["clean", "natural H"].interval == (0.7, 0.7)
+
+
+class TestStamp:
+    """What tells that a table may have changed."""
+
+    def stamp(self, database: Database) -> tuple[Any, ...]:
+        with database.read() as session:
+            return results.stamp(session)
+
+    def test_every_change_of_a_stage_or_job_changes_it(self, database: Database):
+        seen = [self.stamp(database)]
+
+        def changed() -> None:
+            seen.append(self.stamp(database))
+            assert len(set(seen)) == len(seen), seen
+
+        first = post(database, transfer())
+        changed()
+        one = claim(database)
+        changed()
+        succeed(database, one)
+        changed()
+        fail(database, claim(database), final=False)
+        changed()
+        factories.expire(database, claim(database))
+        factories.reap(database)
+        changed()
+        post(database, transfer())
+        changed()
+        with database.write() as session:
+            jobs.cancel(session, first)
+        changed()
+        factories.pass_time(database, 60)
+        finish(database)
+        changed()
+
+    def test_asking_and_heartbeats_do_not(self, database: Database):
+        post(database)
+        held = claim(database)
+        before = self.stamp(database)
+        whitebox(database)
+        with database.write() as session:
+            stages.renew(session, held.stage_id, held.fence, 60, {"done": 1, "total": 2})
+        assert self.stamp(database) == before

@@ -1,0 +1,56 @@
+"""What an operator watches, counted in SQL when it is asked for: no process keeps a count that could be wrong."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from store import workers
+from store.database import db_now
+from store.models import Attempt, Job, Stage, Worker
+from store.stages import IS_READY
+
+OPEN = "open"
+"""Outcome of an attempt that goes on."""
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Samples of one name; `labels` are the names of each sample's label values."""
+
+    name: str
+    says: str
+    labels: Sequence[str]
+    samples: Sequence[tuple[Any, ...]]
+    """Label values, then the number."""
+    kind: str = "gauge"
+
+
+def gauges(session: Session, alive_seconds: float, keeper: str) -> list[Gauge]:
+    """Return everything /metrics shows."""
+    age = db_now() - func.min(Stage.created_at)
+    left = workers.lease_age(session, keeper)
+    counted = {
+        "stages": select(Stage.queue, Stage.state, func.count()).group_by(Stage.queue, Stage.state),
+        "jobs": select(Job.state, func.count()).group_by(Job.state),
+        "workers": select(Worker.device, func.count())
+        .where(Worker.seen_at > db_now() - alive_seconds)
+        .group_by(Worker.device),
+        "oldest": select(Stage.queue, age).where(IS_READY).group_by(Stage.queue),
+        "attempts": select(func.coalesce(Attempt.outcome, OPEN), func.count()).group_by(Attempt.outcome),
+    }
+    rows = {name: [tuple(row) for row in session.execute(query)] for name, query in counted.items()}
+    ended = [(outcome, number) for outcome, number in rows["attempts"] if outcome != OPEN]
+    return [
+        Gauge("gauntlet_stages", "Stages by queue and state.", ("queue", "state"), rows["stages"]),
+        Gauge("gauntlet_jobs", "Jobs by state.", ("state",), rows["jobs"]),
+        Gauge("gauntlet_workers", "Live workers by device class.", ("device",), rows["workers"]),
+        Gauge("gauntlet_ready_age_seconds", "Since the oldest ready stage was asked for.", ("queue",), rows["oldest"]),
+        Gauge(
+            "gauntlet_attempts_total", "Attempts that ended; lost ones were reaped, released and lost ones run again.",
+            ("outcome",), ended, "counter",
+        ),
+        Gauge("gauntlet_keeper_up", "Whether a keeper holds its lease.", (), [(int((left or -1.0) > 0),)]),
+    ]  # fmt: skip
