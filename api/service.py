@@ -32,7 +32,7 @@ class Service:
     def open(cls, settings: Settings) -> "Service":
         """Return a service on what the settings name."""
         ringer = Ringer(celery_app(settings))
-        return cls(settings, Database(settings.sql_url), open_store(settings.artifacts), ringer)
+        return cls(settings, Database(settings.sql_url), open_store(settings.artifacts, settings.s3), ringer)
 
     def close(self) -> None:
         """Send the last bells and close the database."""
