@@ -17,6 +17,9 @@ from store.broker import Ringer, celery_app
 from store.database import Database
 from store.settings import Settings
 
+PATIENCE_SECONDS = 5.0
+"""How long a request waits for other writers of an embedded database before it is told to come again."""
+
 
 @dataclass
 class Service:
@@ -34,7 +37,8 @@ class Service:
     def open(cls, settings: Settings) -> "Service":
         """Return a service on what the settings name."""
         ringer = Ringer(celery_app(settings))
-        return cls(settings, Database(settings.sql_url), open_store(settings.artifacts), ringer)
+        database = Database(settings.sql_url, PATIENCE_SECONDS)
+        return cls(settings, database, open_store(settings.artifacts, settings.s3), ringer)
 
     def close(self) -> None:
         """Send the last bells and close the database."""

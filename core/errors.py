@@ -6,6 +6,7 @@ GauntletError
 │   └── ModelMissing     a figure is asked of a model that does not exist
 ├── DatasetMissing       the files are not in DATA_DIR, or are not the published ones
 ├── ArtifactCorrupt      stored bytes do not match their sha256
+├── StoreAway            the artifact store cannot be reached, refuses, or has no room
 └── Interrupted          the stage was asked to stop: cancelled, drained, or its lease was lost
 """
 
@@ -40,6 +41,10 @@ class DatasetMissing(GauntletError):
 
 class ArtifactCorrupt(GauntletError):
     """Stored bytes are missing or do not match their sha256."""
+
+
+class StoreAway(GauntletError):
+    """The artifact store cannot be reached, refuses, or has no room: no fault of what was to be stored or read."""
 
 
 class Interrupted(GauntletError):

@@ -45,19 +45,19 @@ def collect(database: Database, store: ArtifactStore, grace_hours: float, *, dry
     with database.read() as session:
         kept = referenced(session)
     unused = list(store.unused(kept, time.time() - 3600 * grace_hours))
-    size = sum(path.stat().st_size for path in unused)
+    size = sum(found.size for found in unused)
     if dry_run:
         return len(unused), size
-    names = {path.name for path in unused}
+    names = {found.name for found in unused}
     with database.write() as session:
         # a row that came since then keeps its bytes
         names -= referenced(session)
         rows = set(session.scalars(select(Artifact.sha256))) & names
         for sha256 in sorted(rows):
             session.execute(delete(Artifact).where(Artifact.sha256 == sha256))
-    for path in unused:
-        if path.name in names:
-            path.unlink(missing_ok=True)
+    for found in unused:
+        if found.name in names:
+            store.remove(found)
     return len(names), size
 
 
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     chosen = settings()
     database = Database(chosen.sql_url)
     try:
-        return _run(options, database, open_store(chosen.artifacts))
+        return _run(options, database, open_store(chosen.artifacts, chosen.s3))
     except (GauntletError, SQLAlchemyError) as error:
         print(f"gauntlet {options.command}: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1

@@ -1,35 +1,53 @@
-"""The artifact store: bytes addressed by their sha256, written once, verified on every read."""
+"""The artifact store: bytes addressed by their sha256, written once, verified on every read.
+
+An `ArtifactStore` is a folder or, in store/s3.py, a bucket. Both keep an artifact under aa/bb/<sha256>.
+"""
 
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
-from core.errors import ArtifactCorrupt, SpecError
+from core.errors import ArtifactCorrupt, SpecError, StoreAway
+from store.files import write_atomically
+
+SCHEMES = ["file:///folder", "s3://bucket/prefix"]
 
 
-class ArtifactStore:
-    """Artifacts in a folder: aa/bb.../<sha256>. Safe for many processes; a file appears whole or not at all."""
+@dataclass(frozen=True)
+class Stored:
+    """Something that lies in the store: an artifact, or what a writer that died has left."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    name: str
+    place: str
+    size: int
 
-    def path(self, sha256: str) -> Path:
-        """Return where the artifact stands, or would stand."""
-        return self._folder / sha256[:2] / sha256[2:4] / sha256
+
+def place_of(sha256: str) -> str:
+    """Return where an artifact lies below the store's root."""
+    return f"{sha256[:2]}/{sha256[2:4]}/{sha256}"
+
+
+class ArtifactStore(ABC):
+    """Artifacts by their sha256. Safe for many processes; an artifact appears whole or not at all.
+
+    What cannot be done because the store is unreachable, refuses or is full raises `StoreAway`.
+    """
 
     def put(self, data: bytes) -> str:
-        """Return the sha256 under which `data` is now stored, synced to disk and read back."""
+        """Return the sha256 under which `data` is now stored, synced to disk and read back.
+
+        Raises:
+            ArtifactCorrupt: it does not read back as it was written.
+        """
         sha256 = hashlib.sha256(data).hexdigest()
-        path = self.path(sha256)
-        if self._sound(path, sha256):
-            os.utime(path)  # as good as new: garbage collection spares what was put lately
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, data)
-            if not self._sound(path, sha256):
+        if not self._renewed(sha256):
+            self._write(sha256, data)
+            if not self._sound(sha256):
                 raise ArtifactCorrupt(f"artifact {sha256} does not read back as it was written")
         return sha256
 
@@ -39,57 +57,104 @@ class ArtifactStore:
         Raises:
             ArtifactCorrupt: they are missing or are not those that were stored.
         """
-        try:
-            data = self.path(sha256).read_bytes()
-        except FileNotFoundError:
-            raise ArtifactCorrupt(f"artifact {sha256} is missing from the store") from None
+        data = self._read(sha256)
+        if data is None:
+            raise ArtifactCorrupt(f"artifact {sha256} is missing from the store")
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise ArtifactCorrupt(f"artifact {sha256} has been altered on disk")
+            raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store")
         return data
 
-    def unused(self, kept: set[str], older_than: float) -> Iterator[Path]:
-        """Yield the files that are not `kept` and were last put before that moment (seconds since 1970).
+    def _sound(self, sha256: str) -> bool:
+        data = self._read(sha256)
+        return data is not None and hashlib.sha256(data).hexdigest() == sha256
+
+    @abstractmethod
+    def unused(self, kept: set[str], older_than: float) -> Iterator[Stored]:
+        """Yield what is not `kept` and was last put before that moment (seconds since 1970).
 
         What a process has put and not yet recorded is young. Leftovers of a writer that died are among the old.
         """
+
+    @abstractmethod
+    def remove(self, stored: Stored) -> None:
+        """Delete it; what is gone already is as good."""
+
+    @abstractmethod
+    def _renewed(self, sha256: str) -> bool:
+        """Return whether the artifact was there and sound, and is now as young as if it had just been written."""
+
+    @abstractmethod
+    def _write(self, sha256: str, data: bytes) -> None:
+        """Store bytes whole or not at all."""
+
+    @abstractmethod
+    def _read(self, sha256: str) -> bytes | None:
+        """Return what is stored, None where there is nothing."""
+
+
+class FolderStore(ArtifactStore):
+    """Artifacts as files in a folder."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def path(self, sha256: str) -> Path:
+        """Return where the artifact stands, or would stand."""
+        return self._folder / place_of(sha256)
+
+    def unused(self, kept: set[str], older_than: float) -> Iterator[Stored]:
+        """Yield the files that are not `kept` and were last put before that moment."""
         for path in self._folder.glob("??/??/*"):
-            if path.name not in kept and path.stat().st_mtime < older_than:
-                yield path
+            found = path.stat()
+            if path.name not in kept and found.st_mtime < older_than:
+                yield Stored(path.name, str(path.relative_to(self._folder)), found.st_size)
 
-    def _sound(self, path: Path, sha256: str) -> bool:
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+    def remove(self, stored: Stored) -> None:
+        """Delete the file."""
+        (self._folder / stored.place).unlink(missing_ok=True)
+
+    def _renewed(self, sha256: str) -> bool:
+        if not self._sound(sha256):
+            return False
+        try:
+            os.utime(self.path(sha256))
+        except OSError as error:
+            self._away(error)
+        return True
+
+    def _write(self, sha256: str, data: bytes) -> None:
+        path = self.path(sha256)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
+        except OSError as error:
+            self._away(error)
+
+    def _read(self, sha256: str) -> bytes | None:
+        try:
+            return self.path(sha256).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._away(error)
+
+    def _away(self, error: OSError) -> NoReturn:
+        raise StoreAway(f"the artifact store {self._folder} cannot be used: {error.strerror or error}") from error
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".new-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def open_store(url: str) -> ArtifactStore:
-    """Return the store that ARTIFACT_URL names.
+def open_store(url: str, s3: Mapping[str, str] | None = None) -> ArtifactStore:
+    """Return the store that ARTIFACT_URL names; `s3` are the settings of a bucket.
 
     Raises:
-        SpecError: the URL's scheme is not one we store to.
+        SpecError: the URL's scheme is not one we store to, or it names no bucket.
     """
     parts = urlsplit(url)
-    if parts.scheme != "file":
-        raise SpecError(f"ARTIFACT_URL {url!r}: only file:///folder is supported", ("ARTIFACT_URL",), ["file:///..."])
-    return ArtifactStore(Path(unquote(parts.path)))
+    if parts.scheme == "file":
+        return FolderStore(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc:
+        from store.s3 import BucketStore
+
+        return BucketStore(parts.netloc, unquote(parts.path).strip("/"), s3 or {})
+    raise SpecError(
+        f"ARTIFACT_URL {url!r}: only {' and '.join(SCHEMES)} are supported", ("ARTIFACT_URL",), SCHEMES
+    )  # fmt: skip

@@ -8,15 +8,27 @@ import json
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from psycopg import InternalError
 from sqlalchemy import Connection, Engine, Float, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
+_CUT_OFF_SECONDS = 10
+"""A connection is given up when nothing has come back on it for so long: well within a lease."""
+_KEEPALIVE = {
+    "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3,
+    "tcp_user_timeout": 1000 * _CUT_OFF_SECONDS,
+}  # fmt: skip
+_UNWRITABLE = ("25006", "25P03")
+"""SQLSTATEs of a database that is read-only, a standby maybe, and of a connection ended for its idleness."""
 _POSTGRES_OPTIONS = (
     "-c statement_timeout=15000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=30000 "
     "-c jit=off -c random_page_cost=1.1"  # short queries, on disks that do not turn
@@ -71,8 +83,10 @@ def insert_for(session: Session, table: Any) -> Any:
 class Database:
     """Sessions on one database. Make one per process, after any fork."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, patience_seconds: float = 30.0):
+        """`patience_seconds` is how long a writer of SQLite waits for the others."""
         self.url = make_url(url)
+        self._patience_seconds = patience_seconds
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self.engine = self._sqlite() if self.is_sqlite else self._postgres()
         self._writer = self.engine.execution_options(gauntlet_write=True)
@@ -81,15 +95,18 @@ class Database:
         if self.url.database:
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(self.url, json_serializer=to_json, pool_size=20, max_overflow=40)
-        event.listen(engine, "connect", _sqlite_connect)
+        event.listen(engine, "connect", partial(_sqlite_connect, round(1000 * self._patience_seconds)))
         event.listen(engine, "begin", _sqlite_begin)
         return engine
 
     def _postgres(self) -> Engine:
-        return create_engine(
+        engine = create_engine(
             self.url, json_serializer=to_json, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=5,
-            isolation_level="READ COMMITTED", connect_args={"options": _POSTGRES_OPTIONS, "connect_timeout": 5},
+            isolation_level="READ COMMITTED",
+            connect_args={"options": _POSTGRES_OPTIONS, "connect_timeout": 5, **_KEEPALIVE},
         )  # fmt: skip
+        event.listen(engine, "handle_error", _postgres_error)
+        return engine
 
     @contextmanager
     def read(self) -> Generator[Session]:
@@ -108,10 +125,17 @@ class Database:
         self.engine.dispose()
 
 
-def _sqlite_connect(connection: Any, _: Any) -> None:
+def _postgres_error(context: ExceptionContext) -> None:
+    """Raise as OperationalError, like every other state of the server that passes, what psycopg calls internal."""
+    original = context.original_exception
+    if isinstance(original, InternalError) and original.sqlstate in _UNWRITABLE:
+        raise OperationalError(context.statement, None, original) from original
+
+
+def _sqlite_connect(busy_timeout: int, connection: Any, _: Any) -> None:
     connection.isolation_level = None
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "busy_timeout=30000", "foreign_keys=ON", "synchronous=FULL"):
+    for pragma in (f"busy_timeout={busy_timeout}", "journal_mode=WAL", "foreign_keys=ON", "synchronous=FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -31,7 +31,15 @@ class Settings(BaseSettings):
     redis_url: str = ""
     """Redis that carries Celery's messages. Empty: folders in STATE_DIR, no server needed."""
     artifact_url: str = ""
-    """Where artifacts are stored, file:///folder. Empty: a folder in STATE_DIR."""
+    """Where artifacts are stored: file:///folder or s3://bucket/prefix. Empty: a folder in STATE_DIR."""
+    aws_endpoint_url: str = ""
+    """Address of the S3 service, e.g. http://minio:9000. Empty: Amazon's."""
+    aws_region: str = ""
+    """Region of the bucket. Empty: AWS_DEFAULT_REGION, else us-east-1."""
+    aws_access_key_id: str = ""
+    """Access key of the bucket. Empty: the machine's role."""
+    aws_secret_access_key: str = Field(default="", repr=False)
+    """Secret of that key."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device class of jobs that name none; auto is cuda where a live worker has one, else cpu."""
     cpu_threads: int = Field(default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024)
@@ -77,6 +85,17 @@ class Settings(BaseSettings):
     def artifacts(self) -> str:
         """The artifact URL, with the embedded default filled in."""
         return self.artifact_url or (self.state_dir / "artifacts").as_uri()
+
+    @property
+    def s3(self) -> dict[str, str]:
+        """The settings of the bucket that are given here; the environment has those that are not."""
+        given = {
+            "endpoint": self.aws_endpoint_url,
+            "region": self.aws_region,
+            "access_key_id": self.aws_access_key_id,
+            "secret_access_key": self.aws_secret_access_key,
+        }
+        return {name: value for name, value in given.items() if value}
 
 
 @cache

@@ -99,6 +99,24 @@ def claim(session: Session, queues: Sequence[str], worker: str, lease_seconds: f
     return None
 
 
+def claim_one_of(session: Session, keys: Sequence[str], worker: str, lease_seconds: float) -> Claim | None:
+    """Return the first ready stage among `keys`, now running under a new fence, whatever its queue.
+
+    The worker has its result already, so a backoff has nothing to wait for.
+    """
+    if not keys:
+        return None
+    ready = (
+        select(Stage.id)
+        .where(Stage.key.in_(keys), Stage.state == StageState.READY)
+        .order_by(Stage.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    stage_id = session.scalar(ready)
+    return None if stage_id is None else _start(session, stage_id, worker, lease_seconds)
+
+
 def _start(session: Session, stage_id: int, worker: str, lease_seconds: float) -> Claim:
     stage = session.execute(
         update(Stage)

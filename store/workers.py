@@ -18,13 +18,15 @@ def register(session: Session, row: dict[str, Any]) -> None:
     session.execute(insert(Worker).values(**row, started_at=db_now(), seen_at=db_now()))
 
 
-def report(session: Session, incarnation: str, stage_id: int | None, draining: bool) -> None:
-    """Note that a worker lives, and what it works on."""
-    session.execute(
+def report(session: Session, incarnation: str, stage_id: int | None, draining: bool) -> bool:
+    """Return whether the worker is known, after noting that it lives and what it works on."""
+    known = session.scalar(
         update(Worker)
         .where(Worker.incarnation == incarnation)
         .values(stage_id=stage_id, draining=draining, seen_at=db_now())
+        .returning(Worker.incarnation)
     )
+    return known is not None
 
 
 def leave(session: Session, incarnation: str) -> None:

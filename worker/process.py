@@ -15,6 +15,7 @@ import uuid
 from typing import Any
 
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from store import stages, workers
 from store.artifacts import open_store
@@ -43,17 +44,18 @@ class WorkerProcess:
         self._incarnation = uuid.uuid4().hex
         self._database = Database(settings.sql_url)
         self._ringer = Ringer(celery_app(settings))
-        self._runner = StageRunner(settings, self._database, open_store(settings.artifacts), self._ringer)
+        self._runner = StageRunner(settings, self._database, open_store(settings.artifacts, settings.s3), self._ringer)
         self._queues = queues(settings, lambda: device_class() == "cuda")
         self._ended = threading.Event()
         self._draining = False
         self._watch: Watch | None = None
+        self._row: dict[str, Any] = {}
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._conscience = threading.Thread(target=self._guard, name="conscience", daemon=True)
 
     def start(self) -> None:
         """Register, waiting for SQL, and begin to report; load torch now, so that the first stage finds it warm."""
-        row = self._describe()
+        row = self._row = self._describe()
         while not self._draining and not self._registered(row):
             self._ended.wait(PATIENCE_SECONDS)
         self._heart.start()
@@ -63,6 +65,7 @@ class WorkerProcess:
     def work(self) -> None:
         """Run ready stages until there are none, or until told to stop."""
         while not self._draining:
+            self._runner.flush()
             asked = time.monotonic()
             claim = self._claim()
             if claim is None:
@@ -87,8 +90,10 @@ class WorkerProcess:
         self._ringer.close()
 
     def _claim(self) -> Claim | None:
+        holder = (self._incarnation, self._settings.lease_seconds)
         with self._database.write() as session:
-            claim = stages.claim(session, self._queues, self._incarnation, self._settings.lease_seconds)
+            claim = stages.claim_one_of(session, self._runner.spooled(), *holder)
+            claim = claim or stages.claim(session, self._queues, *holder)
             if claim is not None:
                 workers.report(session, self._incarnation, claim.stage_id, draining=False)
         return claim
@@ -135,7 +140,8 @@ class WorkerProcess:
         try:
             with self._database.write() as session:
                 stage_id = watch.claim.stage_id if watch else None
-                workers.report(session, self._incarnation, stage_id, self._draining)
+                if not workers.report(session, self._incarnation, stage_id, self._draining):
+                    self._register_anew(session)
                 if watch is None:
                     return
                 asked = time.monotonic()
@@ -155,6 +161,10 @@ class WorkerProcess:
         else:
             watch.renewed_at(asked)
 
+    def _register_anew(self, session: Session) -> None:
+        log.warning("the database does not know this worker any more; it registers again")
+        workers.register(session, self._row)
+
     def _guard(self) -> None:
         margin = min(self._settings.heartbeat_seconds, self._settings.lease_seconds / 3)
         while not self._ended.wait(margin / 4):
@@ -168,8 +178,15 @@ class WorkerProcess:
             log.warning("stage %s is stopped: its lease could not be renewed", watch.claim.key[:12])
         if self._watch is watch and watch.overdue(GRACE_SECONDS):
             log.error("stage %s did not stop when told to; ending this process", watch.claim.key[:12])
+            self._save()
             self._confirm(watch)
             os._exit(EXIT_STUCK)
+
+    def _save(self) -> None:
+        try:
+            self._runner.save()
+        except OSError as error:
+            log.warning("could not keep what was found: %s", error)
 
     def _confirm(self, watch: Watch) -> None:
         try:

@@ -5,17 +5,17 @@ import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core.datasets import DATASETS
-from core.errors import ArtifactCorrupt, DatasetMissing, Interrupted, SpecError
-from core.stages import AnyStage, Outcome, Stage
+from core.errors import ArtifactCorrupt, DatasetMissing, Interrupted, SpecError, StoreAway
+from core.stages import AnyStage, Stage
 from core.stages.base import Finished
 from store import stages
 from store.artifacts import ArtifactStore
@@ -25,18 +25,20 @@ from store.settings import Settings
 from store.stages import Bell, Claim, StaleFence, StoredArtifact
 from worker.crashpoints import crashpoint
 from worker.devices import device_name
+from worker.patience import AWAY, patiently
+from worker.publisher import Publisher
+from worker.spool import Finding, Spool
 from worker.watch import Watch
 
 if TYPE_CHECKING:
     from core.datasets.base import Data
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _stage: TypeAdapter[Stage] = TypeAdapter(AnyStage)
 PUBLISH_WAITS = (0.1, 0.5, 1.0, 2.0, 5.0)
 FINAL = (SpecError, DatasetMissing)
 """Errors that the same spec meets again: they fail at once."""
-AWAY = (OperationalError, InterfaceError, PoolTimeout)
-"""The database does not answer: no fault of the stage, whose lease runs out and which then runs again."""
 
 
 class StageRunner:
@@ -47,17 +49,17 @@ class StageRunner:
         self._database = database
         self._store = store
         self._ringer = ringer
+        self._spool = Spool(settings.state_dir / "spool")
+        self._publisher = Publisher(database, store, self._spool)
         self.dataset = lru_cache(maxsize=3)(self._load_dataset)
 
     def run(self, claim: Claim, watch: Watch) -> None:
         """Run the stage and publish its result, its failure, or its return to the queue."""
         crashpoint("after-claim")
         watch.add_line(f"{claim.title}: attempt under fence {claim.fence}")
-        began = time.monotonic()
         try:
-            outcome = self._compute(claim, watch)
-            watch.add_line(f"done in {time.monotonic() - began:.1f} s: {outcome.payload}")
-            bells = self._publish(claim, watch, outcome)
+            finding = self._spooled(claim, watch) or self._compute(claim, watch)
+            bells = self._publisher.publish(claim, watch, finding)
         except StaleFence:
             log.warning("stage %s moved on while it ran here; its result is dropped", claim.key[:12])
             return
@@ -82,32 +84,35 @@ class StageRunner:
                 stages.add_checkpoint(session, claim.stage_id, claim.fence, stored)
         except StaleFence:
             raise Interrupted("lost") from None
-        except (*AWAY, OSError, ArtifactCorrupt) as error:
+        except (*AWAY, StoreAway, ArtifactCorrupt) as error:
             log.warning("no checkpoint of stage %s: %s", claim.key[:12], error)
 
-    def _compute(self, claim: Claim, watch: Watch) -> Outcome:
+    def spooled(self) -> list[str]:
+        """Return the keys of the stages whose result waits here for a claim."""
+        return self._spool.waiting()
+
+    def flush(self) -> None:
+        """Publish what waits here and needs no claim."""
+        self._ringer.ring(self._publisher.flush())
+
+    def save(self) -> None:
+        """Keep what has been found and not yet published, for a process that is about to be ended."""
+        self._publisher.save()
+
+    def _spooled(self, claim: Claim, watch: Watch) -> Finding | None:
+        finding = self._spool.find(claim.key)
+        if finding is not None:
+            watch.add_line(f"its result was found under fence {finding.fence} and has waited in the spool")
+        return finding
+
+    def _compute(self, claim: Claim, watch: Watch) -> Finding:
+        began = time.monotonic()
         spec = _stage.validate_python(claim.spec)
         if spec.identity() != claim.key:
             raise SpecError("this stage was planned by another version of the code; post the job again")
-        return spec.run(StageContext(self, claim, watch))
-
-    def _publish(self, claim: Claim, watch: Watch, outcome: Outcome) -> list[Bell]:
-        stored = [
-            StoredArtifact(name, self._store.put(data), len(data), media_type)
-            for name, (media_type, data) in outcome.artifacts.items()
-        ]
-        crashpoint("after-artifacts")
-        lines = watch.take_lines()
-
-        def record() -> list[Bell]:
-            crashpoint("before-result")
-            with self._database.write() as session:
-                stages.write_log(session, claim.stage_id, claim.fence, lines)
-                return stages.succeed(session, claim.stage_id, claim.fence, outcome.payload, environment(), stored)
-
-        bells = _insist(record)
-        crashpoint("after-result")
-        return bells
+        outcome = spec.run(StageContext(self, claim, watch))
+        watch.add_line(f"done in {time.monotonic() - began:.1f} s: {outcome.payload}")
+        return Finding(claim.key, claim.fence, outcome, environment())
 
     def _stopped(self, claim: Claim, watch: Watch, stop: Interrupted) -> list[Bell]:
         watch.add_line(f"stopped: {stop.reason}")
@@ -127,6 +132,7 @@ class StageRunner:
 
     def _failed(self, claim: Claim, watch: Watch, error: Exception) -> list[Bell]:
         log.warning("stage %s failed: %s: %s", claim.key[:12], type(error).__name__, error)
+        self._spool.drop(claim.key)  # where a finding cannot be published, it is found again
         cause = {
             "cause": type(error).__name__,
             "message": str(error) or type(error).__name__,
@@ -169,16 +175,18 @@ class StageRunner:
         """Return stored bytes, verified."""
         return self._store.get(sha256)
 
-    def checkpoints(self, stage_id: int) -> Iterator[tuple[str, bytes | None]]:
-        """Yield the sha256 and the bytes of a stage's checkpoints, newest first; None where the store lost them."""
+    def checkpoints(self, stage_id: int) -> list[str]:
+        """Return the sha256 of a stage's checkpoints, newest first."""
         with self._database.read() as session:
-            found = stages.checkpoints(session, stage_id)
-        for sha256 in found:
-            try:
-                yield sha256, self._store.get(sha256)
-            except ArtifactCorrupt as torn:
-                log.warning("%s", torn)
-                yield sha256, None
+            return stages.checkpoints(session, stage_id)
+
+    def checkpoint(self, sha256: str) -> bytes | None:
+        """Return the bytes of a checkpoint, None where the store has lost them."""
+        try:
+            return self._store.get(sha256)
+        except ArtifactCorrupt as torn:
+            log.warning("%s", torn)
+            return None
 
 
 class StageContext:
@@ -199,8 +207,8 @@ class StageContext:
         return self._runner.parent(key)
 
     def artifact(self, sha256: str) -> bytes:
-        """Return stored bytes, verified."""
-        return self._runner.artifact(sha256)
+        """Return stored bytes, verified; a store that is away is waited for."""
+        return self._patiently(lambda: self._runner.artifact(sha256))
 
     def dataset(self, name: str) -> "Data":
         """Return a dataset, verified against its published checksums."""
@@ -208,7 +216,8 @@ class StageContext:
 
     def checkpoints(self) -> Iterator[bytes]:
         """Yield this stage's sound checkpoints, newest first."""
-        for sha256, data in self._runner.checkpoints(self._claim.stage_id):
+        for sha256 in self._runner.checkpoints(self._claim.stage_id):
+            data = self._patiently(partial(self._runner.checkpoint, sha256))
             self.log(f"checkpoint {sha256[:12]}: " + ("torn, trying the one before" if data is None else "going on"))
             if data is not None:
                 yield data
@@ -216,6 +225,9 @@ class StageContext:
     def log(self, line: str) -> None:
         """Add a line to the stage's log."""
         self._watch.add_line(line)
+
+    def _patiently(self, read: Callable[[], T]) -> T:
+        return patiently(read, (StoreAway,), self._watch, "what it needs cannot be read")
 
 
 def _insist(record: Callable[[], list[Bell]]) -> list[Bell]:

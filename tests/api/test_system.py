@@ -173,7 +173,7 @@ class TestStages:
         small_house.service.store.path(sha256).write_bytes(b"weights!")
         broken = small_house.client.get(f"/artifacts/{sha256}")
         assert broken.status_code == 404
-        assert "altered on disk" in broken.json()["error"]["message"]
+        assert "altered in the store" in broken.json()["error"]["message"]
 
     def test_models_are_listed_with_their_clean_accuracy(self, house: House):
         house.post({**LITTLE, "defense": {"kind": "e2sad", "eps1": "24/255"}})

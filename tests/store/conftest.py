@@ -9,7 +9,8 @@ import pytest
 
 from store.database import Database
 from store.invariants import violations
-from tests import factories, servers
+from store.s3 import BucketStore
+from tests import factories, s3, servers
 
 
 @pytest.fixture(scope="session")
@@ -60,3 +61,10 @@ def database(unchecked: Database) -> Iterator[Database]:
 def postgres(unchecked_postgres: Database) -> Iterator[Database]:
     """An empty PostgreSQL database, whose invariants must hold when the test is over."""
     yield from sound_after(unchecked_postgres)
+
+
+@pytest.fixture
+def bucket_store(s3_server: s3.S3Server) -> BucketStore:
+    """A store in a bucket of its own."""
+    bucket = s3_server.create_bucket(f"test-{uuid.uuid4().hex}")
+    return s3.opened(s3_server.url, f"s3://{bucket}/with%20space/below")

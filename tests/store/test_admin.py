@@ -6,24 +6,26 @@ import sys
 import time
 from pathlib import Path
 
+import obstore
 import pytest
 from sqlalchemy import delete, func, select, update
 
 from core.errors import ArtifactCorrupt
 from store import migrate, stages
 from store.admin import collect, doctor
-from store.artifacts import ArtifactStore, open_store
-from store.backup import LEFT_OUT, BackupError, backup, restore
+from store.artifacts import ArtifactStore, FolderStore, open_store, place_of
+from store.backup import LEFT_OUT, BackupError, backup, referenced, restore
 from store.database import Database
 from store.models import Artifact, Base, Result, Stage
+from store.s3 import BucketStore
 from tests.factories import claim, finish, opened, post, stored, transfer
 
 DAY = 86_400
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return open_store((tmp_path / "artifacts").as_uri())
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "artifacts")
 
 
 def filled(database: Database, store: ArtifactStore) -> None:
@@ -48,7 +50,7 @@ def rows(database: Database) -> dict[str, list[tuple[object, ...]]]:
         }
 
 
-def test_a_sound_service_has_no_complaints_and_a_broken_one_has(database_url: str, store: ArtifactStore) -> None:
+def test_a_sound_service_has_no_complaints_and_a_broken_one_has(database_url: str, store: FolderStore) -> None:
     with opened(database_url) as database:
         filled(database, store)
         assert doctor(database, store) == []
@@ -63,7 +65,7 @@ def test_a_sound_service_has_no_complaints_and_a_broken_one_has(database_url: st
         assert f"artifact {path.name} has been altered" in wrong
 
 
-def test_what_nothing_refers_to_goes_and_nothing_else(database_url: str, store: ArtifactStore) -> None:
+def test_what_nothing_refers_to_goes_and_nothing_else(database_url: str, store: FolderStore) -> None:
     with opened(database_url) as database:
         filled(database, store)
         old, young = store.put(b"nobody wants me"), store.put(b"somebody is about to record me")
@@ -87,7 +89,34 @@ def test_what_nothing_refers_to_goes_and_nothing_else(database_url: str, store: 
         assert collect(database, store, 24.0, dry_run=False) == (0, 0)
 
 
-def test_putting_an_old_artifact_again_makes_it_young(sqlite_url: str, store: ArtifactStore) -> None:
+def test_a_bucket_is_looked_after_as_a_folder_is(sqlite_url: str, bucket_store: BucketStore, tmp_path: Path) -> None:
+    """Its own clock says what is young. Restoring a backup mends what has been lost or altered."""
+    file = tmp_path / "all.tar"
+    with opened(sqlite_url) as database:
+        filled(database, bucket_store)
+        unwanted = bucket_store.put(b"nobody wants me")
+        assert collect(database, bucket_store, 24.0, dry_run=False) == (0, 0)
+        assert collect(database, bucket_store, -1.0, dry_run=True) == (1, 15)
+        assert collect(database, bucket_store, -1.0, dry_run=False) == (1, 15)
+        with pytest.raises(ArtifactCorrupt):
+            bucket_store.get(unwanted)
+        assert doctor(database, bucket_store) == []
+        backup(database, bucket_store, file)
+        with database.read() as session:
+            kept = sorted(referenced(session))
+        obstore.delete(bucket_store._bucket, place_of(kept[0]))
+        obstore.put(bucket_store._bucket, place_of(kept[1]), b"something else")
+        assert doctor(database, bucket_store) == [
+            f"artifact {kept[0]} is missing from the store", f"artifact {kept[1]} has been altered in the store",
+        ]  # fmt: skip
+    copy_url = f"sqlite:///{tmp_path / 'copy.db'}"
+    migrate.upgrade(copy_url)
+    with opened(copy_url) as copy:
+        restore(copy, bucket_store, file)
+        assert doctor(copy, bucket_store) == []
+
+
+def test_putting_an_old_artifact_again_makes_it_young(sqlite_url: str, store: FolderStore) -> None:
     with opened(sqlite_url) as database:
         sha256 = store.put(b"twice")
         os.utime(store.path(sha256), (0, 0))
@@ -95,7 +124,7 @@ def test_putting_an_old_artifact_again_makes_it_young(sqlite_url: str, store: Ar
         assert collect(database, store, 24.0, dry_run=False) == (0, 0)
 
 
-def test_backup_and_restore_are_a_round_trip(database_url: str, store: ArtifactStore, tmp_path: Path) -> None:
+def test_backup_and_restore_are_a_round_trip(database_url: str, store: FolderStore, tmp_path: Path) -> None:
     file = tmp_path / "all.tar"
     with opened(database_url) as database:
         filled(database, store)
@@ -112,7 +141,7 @@ def test_backup_and_restore_are_a_round_trip(database_url: str, store: ArtifactS
 
 
 def test_a_restored_postgresql_goes_on_counting(
-    sqlite_url: str, postgres_url: str, store: ArtifactStore, tmp_path: Path
+    sqlite_url: str, postgres_url: str, store: FolderStore, tmp_path: Path
 ) -> None:
     file = tmp_path / "all.tar"
     with opened(sqlite_url) as database:
@@ -131,7 +160,7 @@ def test_a_restored_postgresql_goes_on_counting(
         assert doctor(copy, store, artifacts=False) == []
 
 
-def test_what_is_wrong_with_a_backup_is_said(sqlite_url: str, store: ArtifactStore, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_backup_is_said(sqlite_url: str, store: FolderStore, tmp_path: Path) -> None:
     file = tmp_path / "all.tar"
     with opened(sqlite_url) as database:
         filled(database, store)

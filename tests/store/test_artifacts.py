@@ -2,46 +2,79 @@
 
 import hashlib
 import os
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import obstore
 import pytest
 
-from core.errors import ArtifactCorrupt, SpecError
-from store.artifacts import ArtifactStore, open_store
+from core.errors import ArtifactCorrupt, SpecError, StoreAway
+from store import s3
+from store.artifacts import ArtifactStore, FolderStore, open_store, place_of
+from store.s3 import BucketStore
+from tests.disk import fill
+from tests.s3 import KEYS, Proxy, S3Server, opened
+
+SIZES = [b"", b"weights", os.urandom(300_000)]
+DAMAGES = {
+    "truncate": lambda data: data[:-1],
+    "extend": lambda data: data + b"!",
+    "flip": lambda data: b"W" + data[1:],
+    "empty": lambda _: b"",
+    "remove": lambda _: None,
+}
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return open_store((tmp_path / "with space").as_uri())
+def folder_store(tmp_path: Path) -> FolderStore:
+    store = open_store((tmp_path / "with space").as_uri())
+    assert isinstance(store, FolderStore)
+    return store
 
 
-def files(store: ArtifactStore) -> list[Path]:
-    root = store.path("0" * 64).parents[2]
-    return [path for path in root.rglob("*") if path.is_file()]
+@pytest.fixture(params=["folder", "bucket"])
+def store(request: pytest.FixtureRequest) -> ArtifactStore:
+    """An empty store of either sort: what holds of one holds of the other."""
+    return request.getfixturevalue(f"{request.param}_store")
 
 
-@pytest.mark.parametrize("data", [b"", b"weights", os.urandom(300_000)])
+def places(store: ArtifactStore) -> list[str]:
+    """Return where things lie, whatever they are."""
+    return sorted(found.place for found in store.unused(set(), time.time() + 3600))
+
+
+def tamper(store: ArtifactStore, sha256: str, data: bytes | None) -> None:
+    """Replace what is stored behind the store's back."""
+    if isinstance(store, BucketStore):
+        obstore.delete(store._bucket, place_of(sha256))
+        if data is not None:
+            obstore.put(store._bucket, place_of(sha256), data)
+    else:
+        assert isinstance(store, FolderStore)
+        store.path(sha256).unlink()
+        if data is not None:
+            store.path(sha256).write_bytes(data)
+
+
+@pytest.mark.parametrize("data", SIZES, ids=len)
 def test_what_was_put_comes_back(store: ArtifactStore, data: bytes):
     sha256 = store.put(data)
     assert sha256 == hashlib.sha256(data).hexdigest()
     assert store.get(sha256) == data
-    assert files(store) == [store.path(sha256)]
+    assert places(store) == [place_of(sha256)]
 
 
-@pytest.mark.parametrize("damage", ["truncate", "extend", "flip", "empty", "remove"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_never_handed_out_and_is_mended_by_the_next_put(store: ArtifactStore, damage: str):
     data = b"weights of a network"
-    path = store.path(store.put(data))
-    harm = {"truncate": data[:-1], "extend": data + b"!", "flip": b"W" + data[1:], "empty": b""}
-    if damage == "remove":
-        path.unlink()
-    else:
-        path.write_bytes(harm[damage])
+    sha256 = store.put(data)
+    tamper(store, sha256, DAMAGES[damage](data))
     with pytest.raises(ArtifactCorrupt, match="missing" if damage == "remove" else "altered"):
-        store.get(path.name)
-    assert store.put(data) == path.name
-    assert store.get(path.name) == data
+        store.get(sha256)
+    assert store.put(data) == sha256
+    assert store.get(sha256) == data
 
 
 def test_an_unknown_artifact_is_missing(store: ArtifactStore):
@@ -49,63 +82,135 @@ def test_an_unknown_artifact_is_missing(store: ArtifactStore):
         store.get("0" * 64)
 
 
-def test_putting_twice_writes_once(store: ArtifactStore):
-    path = store.path(store.put(b"same"))
-    first = path.stat().st_ino
-    store.put(b"same")
-    assert path.stat().st_ino == first
-
-
 def test_concurrent_puts_of_the_same_and_of_other_bytes(store: ArtifactStore):
     contents = [bytes([number % 5]) * 200_000 for number in range(40)]
     with ThreadPoolExecutor(8) as pool:
         names = list(pool.map(store.put, contents))
     assert [store.get(name) for name in names] == contents
-    assert len(files(store)) == 5, "temporary files were left"
+    assert len(places(store)) == 5, "temporary files were left"
 
 
-def test_a_write_that_fails_leaves_nothing(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        store.put(b"weights")
-    assert files(store) == []
-    with pytest.raises(ArtifactCorrupt):
-        store.get(hashlib.sha256(b"weights").hexdigest())
-
-
-def test_a_reader_never_sees_half_a_file(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
-    """The name appears only after the bytes are on disk."""
-    seen: list[bool] = []
-    sync = os.fsync
-    data = b"x" * 100_000
-    path = store.path(hashlib.sha256(data).hexdigest())
-
-    def look(descriptor: int) -> None:
-        seen.append(path.exists())
-        sync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", look)
-    store.put(data)
-    assert seen == [False, True], "first the file, under another name; then the folder"
+def test_what_is_kept_or_young_is_not_offered_for_removal(store: ArtifactStore):
+    kept, other = store.put(b"kept"), store.put(b"other")
+    later = time.time() + 3600
+    assert [found.name for found in store.unused({kept}, later)] == [other]
+    assert list(store.unused(set(), time.time() - 3600)) == []
+    (found,) = store.unused({kept}, later)
+    assert found.size == 5
+    store.remove(found)
+    store.remove(found)
+    assert places(store) == [place_of(kept)]
 
 
-def test_a_disk_that_does_not_keep_what_was_written_is_noticed(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
-    replace = Path.replace
+def test_a_store_that_does_not_keep_what_was_written_is_noticed(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
+    write = store._write
 
-    def lose_a_byte(self: Path, target: Path) -> Path:
-        found = replace(self, target)
-        found.write_bytes(found.read_bytes()[:-1])
-        return found
+    def lose_a_byte(sha256: str, data: bytes) -> None:
+        write(sha256, data)
+        tamper(store, sha256, data[:-1])
 
-    monkeypatch.setattr(Path, "replace", lose_a_byte)
+    monkeypatch.setattr(store, "_write", lose_a_byte)
     with pytest.raises(ArtifactCorrupt, match="read back"):
         store.put(b"weights")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/folder", "/plain/path", "http://host/x", ""])
+class TestFolder:
+    """What only files can be looked at for."""
+
+    def test_putting_twice_writes_once(self, folder_store: FolderStore):
+        path = folder_store.path(folder_store.put(b"same"))
+        first = path.stat().st_ino
+        folder_store.put(b"same")
+        assert path.stat().st_ino == first
+
+    def test_a_write_that_fails_leaves_nothing(self, folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch):
+        def full(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(StoreAway, match="No space"):
+            folder_store.put(b"weights")
+        assert places(folder_store) == []
+        with pytest.raises(ArtifactCorrupt):
+            folder_store.get(hashlib.sha256(b"weights").hexdigest())
+
+    def test_a_full_disk(self, small_disk: Path):
+        store = FolderStore(small_disk / "artifacts")
+        kept = store.put(b"before it was full")
+        ballast = fill(small_disk)
+        with pytest.raises(StoreAway, match="cannot be used: No space left on device"):
+            store.put(os.urandom(100_000))
+        assert places(store) == [place_of(kept)]
+        assert store.get(kept) == b"before it was full"
+        ballast.unlink()
+        assert store.get(store.put(b"after")) == b"after"
+
+    def test_a_reader_never_sees_half_a_file(self, folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch):
+        """The name appears only after the bytes are on disk."""
+        seen: list[bool] = []
+        sync = os.fsync
+        data = b"x" * 100_000
+        path = folder_store.path(hashlib.sha256(data).hexdigest())
+
+        def look(descriptor: int) -> None:
+            seen.append(path.exists())
+            sync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", look)
+        folder_store.put(data)
+        assert seen == [False, True], "first the file, under another name; then the folder"
+
+
+class TestBucket:
+    """What only a server can do to us."""
+
+    @pytest.fixture
+    def proxy(self, s3_server: S3Server) -> Iterator[Proxy]:
+        with Proxy(s3_server) as proxy:
+            yield proxy
+
+    def test_a_server_that_refuses_or_is_silent(
+        self, s3_server: S3Server, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    ):
+        """No answer is no verdict on an artifact: it is neither missing nor altered."""
+        monkeypatch.setattr(s3, "SILENCE_SECONDS", 0.2)
+        monkeypatch.setattr(s3, "RETRY_SECONDS", 0.3)
+        store = opened(proxy.url, f"s3://{s3_server.create_bucket()}/refusals")
+        sha256 = store.put(b"weights")
+        for status in (500, 503, 403, Proxy.HANG):
+            proxy.refusing = status
+            for ask in (lambda: store.get(sha256), lambda: store.put(b"others"), lambda: places(store)):
+                with pytest.raises(StoreAway, match="the artifact store s3://gauntlet/refusals cannot be used"):
+                    ask()
+        proxy.refusing = None
+        assert store.get(sha256) == b"weights"
+
+    def test_nobody_listens(self):
+        store = opened("http://127.0.0.1:1", "s3://gauntlet")
+        with pytest.raises(StoreAway, match="s3://gauntlet cannot be used"):
+            store.put(b"weights")
+
+    def test_no_such_bucket(self, s3_server: S3Server):
+        """It is not taken for a missing artifact, which would fail the stage that reads it."""
+        store = opened(s3_server.url, "s3://nobody-made-this")
+        for ask in (lambda: store.get("0" * 64), lambda: store.put(b"weights")):
+            with pytest.raises(StoreAway, match="no such bucket"):
+                ask()
+
+    def test_a_large_artifact_goes_up_in_parts(self, bucket_store: BucketStore):
+        data = os.urandom(12_000_000)
+        assert bucket_store.get(bucket_store.put(data)) == data
+
+    def test_the_environment_has_what_the_settings_leave_out(
+        self, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+    ):
+        for name, value in KEYS.items():
+            monkeypatch.setenv(name, value)
+        store = BucketStore(s3_server.create_bucket(), "", {"endpoint": s3_server.url})
+        assert store.get(store.put(b"weights")) == b"weights"
+
+
+@pytest.mark.parametrize("url", ["s3:///folder", "gs://bucket/folder", "/plain/path", "http://host/x", ""])
 def test_other_places_are_refused(url: str):
     with pytest.raises(SpecError, match="ARTIFACT_URL") as refused:
         open_store(url)

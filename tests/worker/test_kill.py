@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from store import stages
-from store.artifacts import ArtifactStore
+from store.artifacts import FolderStore
 from store.models import Stage as StageRow
 from tests.processes import alive, wait_until
 from tests.worker import specs
@@ -118,7 +118,7 @@ def test_torn_checkpoint(service: Service) -> None:
     job, key = midway(service, spec)
     service["worker"].end()
     newest, before = checkpoints(service, key)
-    path = ArtifactStore(Path(service.environment["STATE_DIR"]) / "artifacts").path(newest)
+    path = FolderStore(Path(service.environment["STATE_DIR"]) / "artifacts").path(newest)
     os.truncate(path, path.stat().st_size // 2)
     service.start("worker")
     assert_as_calm(service, service.succeeded(job), spec)

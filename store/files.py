@@ -1,0 +1,32 @@
+"""Files that appear whole or not at all, and are on disk when they do."""
+
+import os
+import tempfile
+from pathlib import Path
+
+PARTIAL = ".new-"
+"""What the names of unfinished files begin with; a writer that was killed leaves one behind."""
+
+
+def write_atomically(path: Path, *parts: bytes) -> None:
+    """Write `parts`, one after the other, synced to disk before the name appears. The folder must exist."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=PARTIAL)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
