@@ -18,6 +18,11 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
 _POSTGRES_OPTIONS = "-c statement_timeout=15000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=30000"
+_PATIENCE: dict[str, int] = {
+    "connect_timeout": 5, "tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5,
+    "keepalives_count": 2,
+}  # fmt: skip
+"""How long a server that vanished without a word is waited for: by default it would be a quarter of an hour."""
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - reads as the SQL function it is
@@ -85,7 +90,7 @@ class Database:
     def _postgres(self) -> Engine:
         return create_engine(
             self.url, json_serializer=to_json, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=5,
-            isolation_level="READ COMMITTED", connect_args={"options": _POSTGRES_OPTIONS, "connect_timeout": 5},
+            isolation_level="READ COMMITTED", connect_args={"options": _POSTGRES_OPTIONS, **_PATIENCE},
         )  # fmt: skip
 
     @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, exists, func, insert, literal, or_, select, update
+from sqlalchemy import Select, and_, delete, exists, false, func, insert, literal, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from store import events
@@ -89,6 +89,25 @@ def claim(session: Session, queues: Sequence[str], worker: str, lease_seconds: f
     return None
 
 
+def unheard_claim(session: Session, worker: str, lease_seconds: float, known: Claim | None = None) -> Claim | None:
+    """Return what a worker holds without knowing, with its lease pushed out: the answer to its claim was lost.
+
+    The last claim it has heard of, `known`, is not meant: work that it gave up is left to its lease.
+    """
+    heard = and_(Stage.id == known.stage_id, Stage.fence == known.fence) if known else false()
+    held = session.execute(
+        select(Stage.id, Stage.fence, Stage.key, Stage.kind, Stage.title, Stage.spec)
+        .where(Stage.state == StageState.RUNNING, Stage.lease_owner == worker, ~heard)
+        .order_by(Stage.id)
+        .limit(1)
+        .with_for_update()
+    ).one_or_none()
+    if held is None:
+        return None
+    renew(session, held.id, held.fence, lease_seconds, None)
+    return Claim(held.id, held.fence, held.key, held.kind, held.title, held.spec)
+
+
 def _start(session: Session, stage_id: int, worker: str, lease_seconds: float) -> Claim:
     stage = session.execute(
         update(Stage)
@@ -130,10 +149,23 @@ def renew(
 
 
 def write_log(session: Session, stage_id: int, fence: int, lines: Iterable[tuple[float, str]]) -> None:
-    """Append lines to the stage's log, unless the fence is stale."""
+    """Append lines to the stage's log, unless the fence is stale; those that are there already stay as they are.
+
+    The answer to the write before may have been lost: its lines then come again.
+    """
     held = session.scalar(select(Stage.id).where(_held(stage_id, fence)).with_for_update())
-    rows = [{"stage_id": stage_id, "fence": fence, "at": at, "line": storable(line)} for at, line in lines]
-    if held is not None and rows:
+    new = [(at, storable(line)) for at, line in lines]
+    if held is None or not new:
+        return
+    since = min(at for at, _ in new)
+    same = select(StageLog.at, StageLog.line).where(
+        StageLog.stage_id == stage_id, StageLog.fence == fence, StageLog.at >= since
+    )
+    there = {(row.at, row.line) for row in session.execute(same)}
+    rows = [
+        {"stage_id": stage_id, "fence": fence, "at": at, "line": line} for at, line in new if (at, line) not in there
+    ]
+    if rows:
         session.execute(insert(StageLog), rows)
 
 
