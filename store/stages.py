@@ -411,8 +411,12 @@ def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
     All stages are locked before all jobs. What somebody else holds, a stopped process maybe, waits for the next time.
     """
     expired = (Stage.state == StageState.RUNNING, Stage.lease_expires <= db_now())
-    orphans = session.scalars(select(Stage.id).where(*expired).order_by(Stage.id).limit(limit)).all()
-    trees = {stage_id: session.scalars(_live_below(stage_id)).all() for stage_id in orphans}
+    found = session.execute(select(Stage.id, Stage.losses).where(*expired).order_by(Stage.id).limit(limit)).all()
+    orphans = {row.id: row.losses for row in found}
+    trees = {
+        stage_id: session.scalars(_live_below(stage_id)).all() if losses + 1 >= max_losses else []
+        for stage_id, losses in orphans.items()
+    }
     every = sorted(set(orphans).union(*trees.values()))
     lock = select(Stage.id).where(Stage.id.in_(every)).order_by(Stage.id).with_for_update(skip_locked=True)
     locked = set(session.scalars(lock))
@@ -423,7 +427,8 @@ def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
         .order_by(Stage.id)
     ).all()
     events.lock_jobs(session, every)
-    return [bell for row in rows for bell in _take_back(session, row, max_losses)]
+    same = [row for row in rows if row.losses == orphans[row.id]]  # another keeper may have been here meanwhile
+    return [bell for row in same for bell in _take_back(session, row, max_losses)]
 
 
 def _take_back(session: Session, row: Any, max_losses: int) -> list[Bell]:

@@ -36,6 +36,7 @@ class Keeper:
 
     def run(self) -> None:
         """Tick until stopped; a database that is away is waited for."""
+        log.info("keeper %s looks every %s s", self._owner[:8], self._settings.keeper_seconds)
         while not self._stopping:
             try:
                 self.tick()
