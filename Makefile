@@ -34,7 +34,7 @@ SUITE ?= quickstart
 test: dev ## the whole test suite, with a real PostgreSQL and a real Redis
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-storm: dev ## random faults over real stages; STORM="--faults 1000 --seconds 3600 --out docs/results/storm.json"
+storm: dev ## three minutes of faults over real stages; STORM="--faults 1000 --seconds 3600 --out docs/results/storm.json"
 	$(BIN)/python -m tests.storm $(STORM)
 
 bench: dev ## training and crafting against plain loops, foolbox, ART and the device's ceilings

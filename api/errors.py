@@ -278,7 +278,8 @@ def on_http_error(request: Request, error: Exception) -> JSONResponse:
 def on_database_error(_: Request, error: Exception) -> JSONResponse:
     """Render a database that does not answer."""
     del error
-    return reply(Unavailable("the database does not answer; nothing was changed"), {"Retry-After": str(RETRY_SECONDS)})
+    remedy = "a POST of a job with an Idempotency-Key can be repeated safely, whether or not it was stored"
+    return reply(Unavailable(f"the database does not answer; {remedy}"), {"Retry-After": str(RETRY_SECONDS)})
 
 
 DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)

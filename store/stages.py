@@ -9,7 +9,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, and_, delete, exists, func, insert, literal, literal_column, or_, select, text, update
+from sqlalchemy import (
+    Select,
+    and_,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+    update,
+)  # fmt: skip
 from sqlalchemy.orm import Session, aliased
 
 from store import events
@@ -117,6 +131,25 @@ def claim_one_of(session: Session, keys: Sequence[str], worker: str, lease_secon
     return None if stage_id is None else _start(session, stage_id, worker, lease_seconds)
 
 
+def unheard_claim(session: Session, worker: str, lease_seconds: float, known: Claim | None = None) -> Claim | None:
+    """Return what a worker holds without knowing, with its lease pushed out: the answer to its claim was lost.
+
+    The last claim it has heard of, `known`, is not meant: work that it gave up is left to its lease.
+    """
+    heard = and_(Stage.id == known.stage_id, Stage.fence == known.fence) if known else false()
+    held = session.execute(
+        select(Stage.id, Stage.fence, Stage.key, Stage.kind, Stage.title, Stage.spec)
+        .where(Stage.state == StageState.RUNNING, Stage.lease_owner == worker, ~heard)
+        .order_by(Stage.id)
+        .limit(1)
+        .with_for_update()
+    ).one_or_none()
+    if held is None:
+        return None
+    renew(session, held.id, held.fence, lease_seconds, None)
+    return Claim(held.id, held.fence, held.key, held.kind, held.title, held.spec)
+
+
 def _start(session: Session, stage_id: int, worker: str, lease_seconds: float) -> Claim:
     stage = session.execute(
         update(Stage)
@@ -158,10 +191,23 @@ def renew(
 
 
 def write_log(session: Session, stage_id: int, fence: int, lines: Iterable[tuple[float, str]]) -> None:
-    """Append lines to the stage's log, unless the fence is stale."""
+    """Append lines to the stage's log, unless the fence is stale; those that are there already stay as they are.
+
+    The answer to the write before may have been lost: its lines then come again.
+    """
     held = session.scalar(select(Stage.id).where(_held(stage_id, fence)).with_for_update())
-    rows = [{"stage_id": stage_id, "fence": fence, "at": at, "line": storable(line)} for at, line in lines]
-    if held is not None and rows:
+    new = [(at, storable(line)) for at, line in lines]
+    if held is None or not new:
+        return
+    since = min(at for at, _ in new)
+    same = select(StageLog.at, StageLog.line).where(
+        StageLog.stage_id == stage_id, StageLog.fence == fence, StageLog.at >= since
+    )
+    there = {(row.at, row.line) for row in session.execute(same)}
+    rows = [
+        {"stage_id": stage_id, "fence": fence, "at": at, "line": line} for at, line in new if (at, line) not in there
+    ]
+    if rows:
         session.execute(insert(StageLog), rows)
 
 
@@ -407,8 +453,12 @@ def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
     All stages are locked before all jobs. What somebody else holds, a stopped process maybe, waits for the next time.
     """
     expired = (IS_RUNNING, Stage.lease_expires <= db_now())
-    orphans = session.scalars(select(Stage.id).where(*expired).order_by(Stage.id).limit(limit)).all()
-    trees = {stage_id: session.scalars(_live_below(stage_id)).all() for stage_id in orphans}
+    found = session.execute(select(Stage.id, Stage.losses).where(*expired).order_by(Stage.id).limit(limit)).all()
+    orphans = {row.id: row.losses for row in found}
+    trees = {
+        stage_id: session.scalars(_live_below(stage_id)).all() if losses + 1 >= max_losses else []
+        for stage_id, losses in orphans.items()
+    }
     every = sorted(set(orphans).union(*trees.values()))
     lock = select(Stage.id).where(Stage.id.in_(every)).order_by(Stage.id).with_for_update(skip_locked=True)
     locked = set(session.scalars(lock))
@@ -419,7 +469,8 @@ def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
         .order_by(Stage.id)
     ).all()
     events.lock_jobs(session, every)
-    return [bell for row in rows for bell in _take_back(session, row, max_losses)]
+    same = [row for row in rows if row.losses == orphans[row.id]]  # another keeper may have been here meanwhile
+    return [bell for row in same for bell in _take_back(session, row, max_losses)]
 
 
 def _take_back(session: Session, row: Any, max_losses: int) -> list[Bell]:

@@ -157,6 +157,8 @@ class Processes:
             **environment,
         }
         self.client = Client(f"http://127.0.0.1:{self.port}")
+        self.own: dict[str, dict[str, str]] = {}
+        """Name of a process -> what only its environment has, however often it is started."""
         self._now: dict[str, Process] = {}
         self._every: list[Process] = []
 
@@ -174,7 +176,9 @@ class Processes:
         """Start processes, with `more` in their environment, and return the last; `worker2` is another worker."""
         for name in names:
             command = self.command(name.rstrip("0123456789"))
-            self._now[name] = Process(name, command, self.folder, {**self.environment, **more})
+            self._now[name] = Process(
+                name, command, self.folder, {**self.environment, **self.own.get(name, {}), **more}
+            )
             self._every.append(self._now[name])
         return self._now[names[-1]]
 

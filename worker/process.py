@@ -24,7 +24,7 @@ from store.database import Database
 from store.settings import Settings
 from store.stages import Claim
 from worker.devices import device_class, device_name, queues
-from worker.runner import StageRunner
+from worker.runner import AWAY, StageRunner
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ GRACE_SECONDS = 8.0
 """How long work may take to notice that it was cancelled or lost before its process is ended."""
 EXIT_STUCK = 75
 PATIENCE_SECONDS = 1.0
-"""Between two attempts to register where SQL does not answer."""
+"""Between two attempts to register, or to claim, where SQL does not answer."""
 
 
 class WorkerProcess:
@@ -48,6 +48,8 @@ class WorkerProcess:
         self._queues = queues(settings, lambda: device_class() == "cuda")
         self._ended = threading.Event()
         self._draining = False
+        self._sure = True  # that no claim was granted without our hearing of it
+        self._known: Claim | None = None
         self._watch: Watch | None = None
         self._row: dict[str, Any] = {}
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -63,11 +65,16 @@ class WorkerProcess:
         log.info("worker %s serves %s on %s", self._incarnation[:8], row["queues"], row["device_name"])
 
     def work(self) -> None:
-        """Run ready stages until there are none, or until told to stop."""
+        """Run ready stages until there are none, or until told to stop; SQL that does not answer is asked again."""
         while not self._draining:
             self._runner.flush()
             asked = time.monotonic()
-            claim = self._claim()
+            try:
+                claim = self._claim()
+            except AWAY as error:
+                log.warning("no work for now: %s", error)
+                self._ended.wait(PATIENCE_SECONDS)
+                continue
             if claim is None:
                 return
             self._run(claim, asked)
@@ -90,12 +97,16 @@ class WorkerProcess:
         self._ringer.close()
 
     def _claim(self) -> Claim | None:
-        holder = (self._incarnation, self._settings.lease_seconds)
+        """Return the best ready stage; or what this process holds already, where the answer to its claim was lost."""
+        lease = self._settings.lease_seconds
+        sure, self._sure = self._sure, False
         with self._database.write() as session:
-            claim = stages.claim_one_of(session, self._runner.spooled(), *holder)
-            claim = claim or stages.claim(session, self._queues, *holder)
+            claim = None if sure else stages.unheard_claim(session, self._incarnation, lease, self._known)
+            claim = claim or stages.claim_one_of(session, self._runner.spooled(), self._incarnation, lease)
+            claim = claim or stages.claim(session, self._queues, self._incarnation, lease)
             if claim is not None:
                 workers.report(session, self._incarnation, claim.stage_id, draining=False)
+        self._sure, self._known = True, claim or self._known
         return claim
 
     def _registered(self, row: dict[str, Any]) -> bool:

@@ -110,9 +110,13 @@ def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | Non
         with service.database.read() as session:
             reply = _plan_reply(session, job, _planned(service, session, job))
         return JSONResponse(views.plain(reply))
+    return _once(service, suite, job, idempotency_key, digest(body))
+
+
+def _once(service: Service, suite: str | None, job: Job, idempotency_key: str | None, request_sha256: str) -> Response:
+    """Return the answer to a request for a job: with an Idempotency-Key it makes one, however often it comes."""
     if idempotency_key is None:
         return _created(make_job(service, suite, job))
-    request_sha256 = digest(body)
     replay = _replay(service, idempotency_key, request_sha256)
     if replay is not None:
         return replay
@@ -285,7 +289,11 @@ def cancel_job(job_id: JobId, service: ServiceDep) -> JobReply:
 
 
 @router.post("/jobs/{job_id}/retry", status_code=201, response_model=JobReply)
-def retry_job(job_id: JobId, service: ServiceDep) -> Response:
+def retry_job(
+    job_id: JobId,
+    service: ServiceDep,
+    idempotency_key: Annotated[str | None, Header(max_length=200, min_length=1)] = None,
+) -> Response:
     """Make a new job of the same spec: what failed or was cancelled gets a new life, the rest is shared.
 
     The old job stays as it ended.
@@ -305,4 +313,4 @@ def retry_job(job_id: JobId, service: ServiceDep) -> Response:
             f"job {job_id} was made by another version of the code, which this one no longer reads "
             f"({where}: {first['msg']}); post it anew"
         ) from None
-    return _created(make_job(service, old.suite, spec))
+    return _once(service, old.suite, spec, idempotency_key, digest({"retry": job_id}))

@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from store.database import Database
 from store.models import Attempt, Worker
 from tests.processes import Processes, children
+from tests.proxy import Network
 from tests.servers import PostgresServer, RedisServer
 
 PAUSE_SECONDS = (0.5, 4.0)
@@ -28,23 +29,42 @@ class Room:
     other_api: Processes
     postgres: PostgresServer
     redis: RedisServer
+    network: Network
+    """Between the last worker and both servers."""
     database: Database
     dice: random.Random
     workers: tuple[str, ...]
+    pauses: tuple[float, float] = PAUSE_SECONDS
+    posted: int = 0
+    """Jobs posted, each under the seed of its number."""
     counts: dict[str, int] = field(default_factory=dict[str, int])
     killed_at: dict[tuple[int, int], float] = field(default_factory=dict[tuple[int, int], float])
     """Stage and fence of an attempt whose process was killed -> when, seconds since 1970."""
     asleep: dict[int, float] = field(default_factory=dict[int, float])
     """Process id of a stopped process -> when it goes on, by the monotonic clock."""
+    cut_until: float = 0.0
+    """When the network comes back, by the monotonic clock."""
+
+    @property
+    def struck(self) -> int:
+        """The number of faults so far."""
+        return sum(self.counts.values())
 
     def strike(self) -> None:
         """Let one random fault happen."""
         faults: list[tuple[int, Callable[[], None]]] = [
             (8, self.kill_child), (4, self.kill_worker), (6, self.pause_child), (3, self.kill_keeper),
             (2, self.pause_keeper), (3, self.kill_api), (3, self.flush_redis), (1, self.restart_redis),
-            (1, self.restart_postgres), (1, self.crash_postgres),
+            (1, self.restart_postgres), (1, self.crash_postgres), (2, self.cut_network),
         ]  # fmt: skip
-        fault = self.dice.choices([fault for _, fault in faults], [weight for weight, _ in faults])[0]
+        self._let(self.dice.choices([fault for _, fault in faults], [weight for weight, _ in faults])[0])
+
+    def strike_asleep(self) -> None:
+        """Let the one fault happen that only a fence stands against, while there are others to take over."""
+        if len(self.asleep) < len(self.workers) // 2:
+            self._let(self.pause_child)
+
+    def _let(self, fault: Callable[[], None]) -> None:
         fault()
         self.counts[fault.__name__] = self.counts.get(fault.__name__, 0) + 1
 
@@ -54,6 +74,8 @@ class Room:
         for pid in [pid for pid, until in self.asleep.items() if until <= now]:
             del self.asleep[pid]
             _send(pid, signal.SIGCONT)
+        if now >= self.cut_until:
+            self.network.restore()
         self.service.start_missing("api", "keeper", "keeper2", *self.workers)
         self.other_api.start_missing("api")
 
@@ -61,6 +83,7 @@ class Room:
         """Wake everyone."""
         for pid in list(self.asleep):
             self.asleep[pid] = 0.0
+        self.cut_until = 0.0
         self.recover()
 
     def kill_child(self) -> None:
@@ -79,7 +102,7 @@ class Room:
         """SIGSTOP the process that computes, and let it come back later."""
         for pid in self._a_child():
             _send(pid, signal.SIGSTOP)
-            self.asleep[pid] = time.monotonic() + self.dice.uniform(*PAUSE_SECONDS)
+            self.asleep[pid] = time.monotonic() + self.dice.uniform(*self.pauses)
 
     def kill_keeper(self) -> None:
         """SIGKILL one of the keepers."""
@@ -92,7 +115,7 @@ class Room:
         process = self.service[self.dice.choice(("keeper", "keeper2"))]
         if process.running:
             _send(process.pid, signal.SIGSTOP)
-            self.asleep[process.pid] = time.monotonic() + self.dice.uniform(*PAUSE_SECONDS)
+            self.asleep[process.pid] = time.monotonic() + self.dice.uniform(*self.pauses)
 
     def kill_api(self) -> None:
         """SIGKILL one of the APIs."""
@@ -117,6 +140,11 @@ class Room:
         """SIGKILL the database and let it recover."""
         self.postgres.kill()
         self.postgres.start()
+
+    def cut_network(self) -> None:
+        """Cut the last worker off from both servers."""
+        self.network.cut()
+        self.cut_until = time.monotonic() + self.dice.uniform(*self.pauses)
 
     def _a_child(self) -> list[int]:
         """Return the id of one worker's child, of one that holds a stage where there is such a one."""
