@@ -14,6 +14,7 @@ from api.schemas import MatrixReply
 from api.service import ServiceDep
 from core.fields import MAX_SEED, Pixels, format_pixels
 from core.jobs import DatasetName
+from core.suites import reductions
 from store import jobs, results
 from store.results import Filters, Matrix
 
@@ -96,7 +97,7 @@ def whitebox_matrix(
     with service.database.read() as session:
         _require_job(session, query)
         found = results.whitebox(session, query.filters())
-        reply = views.matrix("whitebox", found, {}, _cautions(session, found))
+        reply = views.matrix("whitebox", found, {}, _cautions(session, found, query))
     return _answer(reply, query, accept, if_none_match)
 
 
@@ -112,7 +113,7 @@ def blackbox_matrix(
         _require_job(session, query)
         found = results.blackbox(session, query.filters())
         strength = results.self_strength(session, query.filters(), found.scope) if found.scope else {}
-        reply = views.matrix("blackbox", found, strength, _cautions(session, found))
+        reply = views.matrix("blackbox", found, strength, _cautions(session, found, query))
     return _answer(reply, query, accept, if_none_match)
 
 
@@ -121,9 +122,11 @@ def _require_job(session: Session, query: MatrixQuery) -> None:
         raise NotFound(f"there is no job {query.job}")
 
 
-def _cautions(session: Session, found: Matrix) -> list[str]:
-    """Return what is known against believing the models of the table."""
-    return results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
+def _cautions(session: Session, found: Matrix, query: MatrixQuery) -> list[str]:
+    """Return what is known against believing the models of the table, and how the suite asked for was shortened."""
+    job = jobs.by_id(session, query.job) if query.job is not None else None
+    said = results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
+    return [*said, *reductions(job.suite if job else query.suite)]
 
 
 def _answer(reply: MatrixReply, query: MatrixQuery, accept: str | None, if_none_match: str | None) -> Response:
