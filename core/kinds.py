@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Mapping
 from fractions import Fraction
 from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Self, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
@@ -52,6 +52,11 @@ class Kind(Spec):
     def identity(self) -> str:
         """Return the sha256 of the canonical spec."""
         return digest(self.canonical())
+
+    def filled(self, defaults: Mapping[str, Any]) -> Self:
+        """Return the spec with the fields its author left out set to `defaults`, a dataset's own for this kind."""
+        update = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
+        return type(self).model_validate({**self.model_dump(), **update}) if update else self
 
     def differences(self, leave_out: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Return the fields that differ from this kind's defaults, in the order they are declared."""

@@ -232,9 +232,7 @@ def resolve_training(
 
 def filled(spec: K, dataset: Dataset) -> K:
     """Return `spec` with the fields its author left out set to the dataset's own defaults for that kind."""
-    defaults = dataset.defaults.get(spec.kind, {})
-    update = {name: value for name, value in defaults.items() if name not in spec.model_fields_set}
-    return type(spec).model_validate({**spec.model_dump(), **update}) if update else spec
+    return spec.filled(dataset.defaults.get(spec.kind, {}))
 
 
 def _default_network(dataset: Dataset) -> Network:

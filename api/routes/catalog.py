@@ -14,7 +14,7 @@ from core.defenses import DEFENSES
 from core.figures import FIGURES
 from core.networks import NETWORKS
 from core.stages import STAGES
-from core.suites import suites
+from core.suites import ABOUT, suites
 
 router = APIRouter(tags=["catalog"])
 
@@ -57,7 +57,7 @@ def list_suites() -> list[SuiteReply]:
     return [
         SuiteReply(
             name=name, description=spec.get("description", ""),
-            spec={key: value for key, value in spec.items() if key != "description"},
+            spec={key: value for key, value in spec.items() if key not in ABOUT},
         )
         for name, spec in suites().items()
     ]  # fmt: skip

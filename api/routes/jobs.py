@@ -28,7 +28,7 @@ from core.datasets import DATASETS
 from core.errors import SpecError
 from core.jobs import AnyJob, Job
 from core.plan import Plan, plan, resolved
-from core.suites import expand_suite
+from core.suites import expand_suite, reductions
 from store import jobs, waiting
 from store.models import JOB_ENDED, JobState, StageState
 
@@ -108,7 +108,7 @@ def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | Non
     suite, job = parse_job(body)
     if dry_run:
         with service.database.read() as session:
-            reply = _plan_reply(session, job, _planned(service, session, job))
+            reply = _plan_reply(session, job, _planned(service, session, job), suite)
         return JSONResponse(views.plain(reply))
     return _once(service, suite, job, idempotency_key, digest(body))
 
@@ -188,7 +188,7 @@ def _replay(service: Service, key: str, request_sha256: str) -> Response | None:
         return _created(job_reply(service, session, known[1]), **{"Idempotency-Replayed": "true"})
 
 
-def _plan_reply(session: Session, job: Job, planned: Plan) -> PlanReply:
+def _plan_reply(session: Session, job: Job, planned: Plan, suite: str | None) -> PlanReply:
     known = jobs.states_of_keys(session, list(planned.stages))
     ordered = planned.ordered
     every = [(stage.flop, known.get(stage.key, "new"), False, 0.0) for stage in ordered]
@@ -209,7 +209,7 @@ def _plan_reply(session: Session, job: Job, planned: Plan) -> PlanReply:
         new=sum(known.get(stage.key) != StageState.SUCCEEDED for stage in ordered),
         done=sum(known.get(stage.key) == StageState.SUCCEEDED for stage in ordered),
         cost=price,
-        cautions=_cautions(planned),
+        cautions=[*_cautions(planned), *reductions(suite)],
     )  # fmt: skip
 
 

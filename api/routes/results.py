@@ -15,6 +15,7 @@ from api.schemas import MatrixReply
 from api.service import Service, ServiceDep
 from core.fields import MAX_SEED, Pixels, format_pixels
 from core.jobs import DatasetName
+from core.suites import reductions
 from store import jobs, results
 from store.results import Filters, Matrix
 
@@ -91,15 +92,16 @@ def blackbox_matrix(
     return _answer("blackbox", _blackbox, service, query, accept, if_none_match)
 
 
-def _whitebox(session: Session, filters: Filters) -> MatrixReply:
-    found = results.whitebox(session, filters)
-    return views.matrix("whitebox", found, {}, _cautions(session, found))
+def _whitebox(session: Session, query: MatrixQuery) -> MatrixReply:
+    found = results.whitebox(session, query.filters())
+    return views.matrix("whitebox", found, {}, _cautions(session, found, query))
 
 
-def _blackbox(session: Session, filters: Filters) -> MatrixReply:
+def _blackbox(session: Session, query: MatrixQuery) -> MatrixReply:
+    filters = query.filters()
     found = results.blackbox(session, filters)
     strength = results.self_strength(session, filters, found.scope) if found.scope else {}
-    return views.matrix("blackbox", found, strength, _cautions(session, found))
+    return views.matrix("blackbox", found, strength, _cautions(session, found, query))
 
 
 def _require_job(session: Session, query: MatrixQuery) -> None:
@@ -107,13 +109,15 @@ def _require_job(session: Session, query: MatrixQuery) -> None:
         raise NotFound(f"there is no job {query.job}")
 
 
-def _cautions(session: Session, found: Matrix) -> list[str]:
-    """Return what is known against believing the models of the table."""
-    return results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
+def _cautions(session: Session, found: Matrix, query: MatrixQuery) -> list[str]:
+    """Return what is known against believing the models of the table, and how the suite asked for was shortened."""
+    job = jobs.by_id(session, query.job) if query.job is not None else None
+    said = results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
+    return [*said, *reductions(job.suite if job else query.suite)]
 
 
 def _answer(
-    name: str, make: Callable[[Session, Filters], MatrixReply], service: Service, query: MatrixQuery,
+    name: str, make: Callable[[Session, MatrixQuery], MatrixReply], service: Service, query: MatrixQuery,
     accept: str | None, if_none_match: str | None,
 ) -> Response:  # fmt: skip
     """Return the table that `make` makes, or 304; where nothing has changed since it was last made, by one query."""
@@ -124,7 +128,7 @@ def _answer(
         if known is not None and if_none_match is not None and known in if_none_match:
             return unchanged(known)
         _require_job(session, query)
-        reply = make(session, query.filters())
+        reply = make(session, query)
     found = answer(reply, exports.WRITERS, query.format, accept, if_none_match)
     service.tags.learn(question, stamp, found.headers["etag"])
     return found

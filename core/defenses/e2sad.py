@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -44,7 +45,7 @@ class E2SAD(Defense):
     sigma: Annotated[Number, Field(gt=0, le=1)] = 1e-3
     """Standard deviation of the start of `noise`, in pixel units."""
     radius: Pixels = Fraction(1, 10)
-    """Half-width of the start of `uniform`, in pixel units."""
+    """Half-width of the start of `uniform`, in pixel units; left out, the dataset's eps2."""
     xi: Annotated[Number, Field(gt=0, le=100)] = 0.1
     """Euclidean distance of the start of `vat` from x1, in pixel units."""
     power_iterations: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
@@ -64,6 +65,15 @@ class E2SAD(Defense):
             if self.second_step != step and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f'{name} only means something where second_step is "{step}"')
         return self
+
+    def filled(self, defaults: Mapping[str, Any]) -> Self:
+        """Return the spec on a dataset's scale: where `uniform` says no radius, it is the dataset's eps2, as on MNIST.
+
+        `sigma` and `xi` stay: they say where a derivative is taken, not how far the images differ.
+        """
+        if self.second_step == "uniform" and "eps2" in defaults:
+            defaults = {**defaults, "radius": defaults["eps2"]}
+        return super().filled(defaults)
 
     @property
     def caution(self) -> str | None:

@@ -134,6 +134,18 @@ class TestDefaults:
         dumped = only_train({"dataset": dataset, "defense": {"kind": kind}}).defense.model_dump(mode="json")
         assert {name: dumped[name] for name in fields} == fields
 
+    def test_the_radius_of_a_uniform_second_step_is_the_datasets_eps2(self):
+        def radius(**body: Any) -> str:
+            defense = {"kind": "e2sad", **body.pop("defense", {})}
+            return only_train({**body, "defense": defense}).defense.model_dump(mode="json")["radius"]
+
+        uniform = {"second_step": "uniform"}
+        assert radius(dataset="svhn", defense=uniform) == radius(dataset="synth-digits", defense=uniform) == "8/255"
+        assert radius(dataset="svhn", defense={**uniform, "eps2": "1/255"}) == "8/255"
+        assert radius(dataset="svhn", defense={**uniform, "radius": "0.1"}) == "0.1"
+        assert radius(dataset="mnist", defense=uniform) == "0.1"
+        assert radius(dataset="svhn") == "0.1", "a field without a meaning keeps its default, and the key what it was"
+
     def test_a_number_that_is_given_wins_even_where_it_equals_the_kinds_own_default(self):
         train = only_train({"dataset": "svhn", "defense": {"kind": "fgsm_adv", "eps": 0.3}})
         assert train.defense.model_dump(mode="json")["eps"] == "0.3"
