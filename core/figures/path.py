@@ -58,7 +58,8 @@ class PathFigure(Figure):
         limit = self.limit if self.limit < dataset.test_size else None
         return Surface(
             target=key, direction=self.direction, across="path", points=self.points,
-            reach=self.reach or usual_reach(dataset), path=self.path or steps_on(train, dataset), clip=self.clip, limit=limit, execution=execution,
+            reach=self.reach or usual_reach(dataset), path=self.path or steps_on(train, dataset), clip=self.clip,
+            limit=limit, execution=execution,
         )  # fmt: skip
 
     def cost(self, train: Train, images: int) -> float:
