@@ -79,14 +79,17 @@ def spread(axes: Axes, values: Iterable[float]) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def png(picture: Figure) -> bytes:
-    """Return the picture as PNG."""
-    return _saved(picture, "png", {"Software": None})
+def forms(picture: Figure) -> dict[str, bytes]:
+    """Return the picture as PNG and as SVG, without a date.
 
-
-def svg(picture: Figure) -> bytes:
-    """Return the picture as SVG, without a date."""
-    return _saved(picture, "svg", {"Date": None, "Creator": None})
+    It is laid out once: each drawing would move the axes on from where the one before had left them.
+    """
+    picture.draw_without_rendering()
+    picture.set_layout_engine("none")
+    return {
+        "png": _saved(picture, "png", {"Software": None}),
+        "svg": _saved(picture, "svg", {"Date": None, "Creator": None}),
+    }
 
 
 def _saved(picture: Figure, form: str, metadata: dict[str, Any]) -> bytes:

@@ -84,7 +84,11 @@ def _surface(axes: Any, model: dict[str, Any], top: float) -> Any:
     axes.set(xlabel="t1", ylabel="t2", zlabel="", xlim=(0, reach), ylim=(0, reach), zlim=(0, top), title=model["label"])
     axes.view_init(elev=24, azim=-128)
     axes.tick_params(pad=-2, labelsize=7)
-    axes.locator_params(nbins=4)
+    quarters = [reach * k / 4 for k in range(1, 5)]
+    axes.set(xticks=quarters, yticks=quarters)  # without 0, where the axes' numbers would meet
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:.3g}")
+    axes.locator_params(axis="z", nbins=5)
     axes.xaxis.labelpad = axes.yaxis.labelpad = -6
     for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
         axis.pane.set(facecolor="white", edgecolor=PALE)
@@ -101,14 +105,14 @@ def _path_in_space(axes: Any, path: list[dict[str, float]]) -> None:
 
 
 def _from_above(axes: Axes, model: dict[str, Any], top: float) -> None:
-    import numpy as np
+    from matplotlib.ticker import MaxNLocator
 
-    levels = np.linspace(0, top, 13)
+    levels = MaxNLocator(12).tick_values(0, top)
     shown = axes.contourf(*_mesh(model), levels=levels, cmap=MAP)
     path = model["path"]
     axes.plot(
         [p["t1"] for p in path], [p["t2"] for p in path], color=PATH, linewidth=2, marker="o", markersize=6,
-        markeredgecolor="white",
+        markeredgecolor="white", clip_on=False, zorder=3,
     )  # fmt: skip
     for name, place in zip(("clean x", "first x1", "second x2"), path, strict=True):
         axes.annotate(

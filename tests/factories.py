@@ -115,6 +115,8 @@ def result(claim: Claim, n_correct: int = 7) -> tuple[dict[str, Any], list[Store
         return {"iterations": 1, "last_losses": {"loss": 2.3}}, [stored("weights", claim.key)]
     if claim.kind == "craft":
         return {"n": IMAGES, "max_distance": 0.3}, [stored("examples", claim.key)]
+    if claim.kind in ("surface", "sweep", "samples", "draw"):
+        return {"n": IMAGES}, [stored(claim.kind, claim.key)]
     n = claim.spec["limit"] or 2000
     return {"n": n, "n_correct": min(n_correct, n)}, [stored("correct", claim.key)]
 

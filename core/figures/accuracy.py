@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from core.attacks.ifgsm import IFGSM
 from core.fields import Count, parse_pixels
-from core.figures.base import Figure, Part, Values, test_images
+from core.figures.base import Figure, Part, Values, test_images, within
 from core.ranges import Radii, RadiusAttack
 from core.statistics import wilson
 
@@ -37,14 +37,13 @@ class AccuracyFigure(Figure):
         """Return the figure with the dataset's radii, in growing order, and its defaults of the attack."""
         usual = parse_pixels(dataset.epsilon)
         eps = sorted(set(self.eps)) if self.eps else [min(Fraction(1), usual * i / 6) for i in range(9)]
-        return self.model_copy(update={"eps": eps, "attack": fill(self.attack)})
+        return self.model_copy(update={"eps": eps, "attack": fill(self.attack), "limit": within(self.limit, dataset)})
 
     def part(self, train: Train, key: str, dataset: Dataset, execution: Execution) -> Stage:
         """Return the sweep over the radii."""
         from core.stages.sweep import Sweep
 
-        limit = self.limit if self.limit is not None and self.limit < dataset.test_size else None
-        return Sweep(target=key, attack=self.attack, eps=self.eps or [], limit=limit, execution=execution)
+        return Sweep(target=key, attack=self.attack, eps=self.eps or [], limit=self.limit, execution=execution)
 
     def cost(self, train: Train, images: int) -> float:
         """Return one attack and one look for each radius."""

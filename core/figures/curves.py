@@ -36,7 +36,7 @@ class CurvesFigure(Figure):
         from core.drawing import canvas, look, spread
 
         names = [name for name in SHOWN if any(name in model["losses"] for model in values["models"])]
-        picture = canvas(max(3.2 * len(names), 4.2), 3.4)
+        picture = canvas(max(3.4 * len(names), 4.2), 3.4)
         panels = picture.subplots(1, len(names), squeeze=False)[0]
         for axes, name in zip(panels, names, strict=True):
             for position, model in enumerate(values["models"]):
@@ -44,9 +44,8 @@ class CurvesFigure(Figure):
                     axes.plot(
                         series["iteration"], series["loss"], label=model["label"], linewidth=1.2, **look(position)
                     )
-            axes.set(title=SHOWN[name], xlabel="iteration")
+            axes.set(title=SHOWN[name], xlabel="iteration", ylabel="mean loss (nats)")
             spread(axes, [loss for model in values["models"] for loss in model["losses"].get(name, {}).get("loss", [])])
-        panels[0].set_ylabel("mean loss (nats)")
         lines = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         picture.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=min(4, len(lines)))
         return picture

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from core.attacks.fgsm import FGSM
 from core.fields import Count, Seed, parse_pixels
-from core.figures.base import Figure, Part, Values, test_images
+from core.figures.base import Figure, Part, Values, test_images, within
 from core.ranges import Points, RadiusAttack, Reach
 from core.surface_page import page
 
@@ -44,18 +44,17 @@ class SurfacesFigure(Figure):
 
     def resolved(self, dataset: Dataset, fill: Callable[[Any], Any]) -> Self:
         """Return the figure with the dataset's reach, and its defaults of the attack."""
-        reach = self.reach or usual_reach(dataset)
-        return self.model_copy(update={"reach": reach, "direction": fill(self.direction)})
+        reach, limit = self.reach or usual_reach(dataset), within(self.limit, dataset)
+        return self.model_copy(update={"reach": reach, "direction": fill(self.direction), "limit": limit})
 
     def part(self, train: Train, key: str, dataset: Dataset, execution: Execution) -> Stage:
         """Return the surface of one model."""
         from core.stages.surface import Surface
 
-        limit = self.limit if self.limit is not None and self.limit < dataset.test_size else None
         return Surface(
             target=key, direction=self.direction, reach=self.reach or usual_reach(dataset), points=self.points,
             clip=self.clip, seed=self.seed,
-            limit=limit, execution=execution,
+            limit=self.limit, execution=execution,
         )  # fmt: skip
 
     def cost(self, train: Train, images: int) -> float:

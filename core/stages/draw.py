@@ -32,18 +32,17 @@ class Draw(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Return the figure's values and its forms."""
-        from core.drawing import png, styled, svg
+        from core.drawing import forms, styled
 
         values = self.figure.values([self._part(context, *pair) for pair in zip(self.parts, self.labels, strict=True)])
-        forms = {VALUES: json.dumps(values).encode()}
+        found = {VALUES: json.dumps(values).encode()}
         with styled():
-            picture = self.figure.draw(values)
-            forms |= {"png": png(picture), "svg": svg(picture)}
+            found |= forms(self.figure.draw(values))
         page = self.figure.page(values)
         if page is not None:
-            forms["html"] = page.encode()
+            found["html"] = page.encode()
         payload = {"title": values["title"], "caption": values["caption"]}
-        return Outcome(payload, {name: (MEDIA[name], data) for name, data in forms.items()})
+        return Outcome(payload, {name: (MEDIA[name], data) for name, data in found.items()})
 
     def _part(self, context: Context, key: str, label: str) -> Part:
         found = context.parent(key)
