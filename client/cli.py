@@ -15,7 +15,7 @@ import yaml
 from client import tables
 from client.api import ApiRefused, Client, service_url
 
-ADMIN = ("doctor", "gc", "backup", "restore")
+ADMIN = ("doctor", "gc", "backup", "restore", "export", "import")
 """Commands that run on the service's own machine."""
 PLAIN_SECONDS = 5.0
 """How often progress is printed where the output is no terminal."""
@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gauntlet",
         description="Benchmarks of adversarial defenses.",
-        epilog="On the service's own machine also: gauntlet doctor | gc | backup | restore (each with --help).",
+        epilog="On the service's own machine also: gauntlet doctor | gc | backup | restore | export | import"
+        " (each with --help).",
     )
     parser.add_argument("--url", help="the service (default: GAUNTLET_URL, else http://127.0.0.1:8000)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")

@@ -1,13 +1,11 @@
 """Runs one claimed stage and publishes what it found under the claim's fence."""
 
 import logging
-import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -15,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core.datasets import DATASETS
 from core.errors import ArtifactCorrupt, DatasetMissing, Interrupted, SpecError
+from core.provenance import environment
 from core.stages import AnyStage, Outcome, Stage
 from core.stages.base import Finished
 from store import stages
@@ -24,7 +23,6 @@ from store.database import Database
 from store.settings import Settings
 from store.stages import Bell, Claim, StaleFence, StoredArtifact
 from worker.crashpoints import crashpoint
-from worker.devices import device_name
 from worker.watch import Watch
 
 if TYPE_CHECKING:
@@ -98,12 +96,13 @@ class StageRunner:
         ]
         crashpoint("after-artifacts")
         lines = watch.take_lines()
+        ran = {**environment(), "seconds": outcome.seconds}
 
         def record() -> list[Bell]:
             crashpoint("before-result")
             with self._database.write() as session:
                 stages.write_log(session, claim.stage_id, claim.fence, lines)
-                return stages.succeed(session, claim.stage_id, claim.fence, outcome.payload, environment(), stored)
+                return stages.succeed(session, claim.stage_id, claim.fence, outcome.payload, ran, stored)
 
         bells = _insist(record)
         crashpoint("after-result")
@@ -227,17 +226,3 @@ def _insist(record: Callable[[], list[Bell]]) -> list[Bell]:
             log.warning("the database did not take the result, trying again in %s s: %s", wait, error)
             time.sleep(wait)
     return record()
-
-
-@lru_cache(maxsize=1)
-def environment() -> dict[str, Any]:
-    """Return what a result was computed with: versions and device."""
-    import torch
-
-    return {
-        "gauntlet": version("gauntlet"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "device": device_name(),
-    }

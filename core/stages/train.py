@@ -67,7 +67,8 @@ class Train(Stage):
         }
         curve = json.dumps(trained.curve).encode()
         weights = weights_to_bytes(trained.weights)
-        return Outcome(payload, {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)})
+        artifacts = {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)}
+        return Outcome(payload, artifacts, trained.seconds)
 
 
 def _from_newest(context: Context, attempt: Any) -> Any:
