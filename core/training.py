@@ -64,7 +64,7 @@ class Training(Spec):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves: weights on the CPU, the losses of about `CURVE_POINTS` iterations, and its time."""
+    """What a training leaves: weights on the CPU, losses and accuracy of about `CURVE_POINTS` iterations, its time."""
 
     weights: dict[str, Tensor]
     curve: list[dict[str, float]]
@@ -266,8 +266,17 @@ class _Run:
                     f"training diverged: the {name} loss is {value} at iteration {self.iteration} of {total}; "
                     f"a learning rate below {self.training.lr} may help"
                 )
-        self.curve.append({"iteration": self.iteration, **figures})
+        self.curve.append({"iteration": self.iteration, **figures, "accuracy": self._accuracy()})
         self.monitor.progress(self.iteration, total, **figures)
+
+    def _accuracy(self) -> float:
+        """Return the share of the next batch's clean images that is classified correctly, before training on them."""
+        import torch
+
+        indices = self.order(self.iteration)
+        with torch.no_grad():
+            predicted = self.model(unit_images(self.images[indices], self.execution)).argmax(1)
+        return (predicted == self.labels[indices]).double().mean().item()
 
     def checkpoint(self) -> bytes:
         """Return everything that `restore` needs, as a safetensors file."""
