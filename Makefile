@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo serve test storm bench check lint clean
+.PHONY: help install dev demo serve paper test storm bench check lint clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,6 +30,10 @@ demo: install ## run the quickstart suite on a service of its own, print both ma
 serve: install ## as demo, and stay up (SUITE= posts nothing)
 	$(BIN)/python -m worker.serve --suite "$(SUITE)"
 SUITE ?= quickstart
+
+paper: install ## run a suite of the paper, or go on with it: SUITE=e2sad-mnist-tiny; tables and counts in docs/results
+	$(BIN)/python -m worker.serve --suite "$(PAPER_SUITE)" --stop --results docs/results
+PAPER_SUITE = $(if $(filter command line environment,$(origin SUITE)),$(SUITE),e2sad-mnist)
 
 test: dev ## the whole test suite, with a real PostgreSQL and a real Redis
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

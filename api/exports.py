@@ -108,21 +108,22 @@ def paper_csv(table: PaperReply) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(PAPER_COLUMNS)
     scope = table.scope
+    head = [table.table, table.suite, table.protocol, scope.dataset, scope.device, scope.images]
     for row, cells in zip(table.rows, table.cells, strict=True):
         for column, cell in zip(table.columns, cells, strict=True):
             for ours in cell.measured:
-                low, high = ours.interval or ("", "")
-                prediction_low, prediction_high = ours.prediction or ("", "")
-                writer.writerow(
-                    [
-                        table.table, table.suite, table.protocol, scope.dataset, scope.device, scope.images, row,
-                        column, cell.published, ours.loss or "", _empty(ours.accuracy), low, high, ours.n,
-                        ours.n_correct, " ".join(str(seed.seed) for seed in ours.seeds), _empty(ours.spread),
-                        _empty(ours.difference), prediction_low, prediction_high, ours.explained_by_chance, ours.whitebox, ours.reason or "",
-                        ours.command or "",
-                    ]
-                )  # fmt: skip
+                writer.writerow([*head, row, column, cell.published, *_paper_line(ours)])
     return text.getvalue()
+
+
+def _paper_line(ours: PaperMeasurement) -> list[object]:
+    low, high = ours.interval or ("", "")
+    seeds = " ".join(str(seed.seed) for seed in ours.seeds)
+    return [
+        ours.loss or "", _empty(ours.accuracy), low, high, ours.n, ours.n_correct, seeds, _empty(ours.spread),
+        _empty(ours.difference), *(ours.prediction or ("", "")), ours.explained_by_chance, ours.whitebox,
+        ours.reason or "", ours.command or "",
+    ]  # fmt: skip
 
 
 def _empty(value: float | None) -> float | str:

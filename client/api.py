@@ -86,6 +86,10 @@ class Client:
         """Return the matrix as csv, markdown or latex text."""
         return self._send("GET", f"/results/{name}-matrix", params={**filters, "format": form}).text
 
+    def text(self, path: str, **params: Any) -> str:
+        """Return the text at `path`."""
+        return self._send("GET", path, params=params).text
+
     def get(self, path: str, **params: Any) -> Any:
         """Return the JSON at `path`."""
         return self._json("GET", path, params=params)

@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import yaml
 
-from client import tables
+from client import paper, tables
 from client.api import ApiRefused, Client, service_url
 
-ADMIN = ("doctor", "gc", "backup", "restore")
+ADMIN = ("doctor", "gc", "backup", "restore", "export", "import")
 """Commands that run on the service's own machine."""
 PLAIN_SECONDS = 5.0
 """How often progress is printed where the output is no terminal."""
@@ -48,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gauntlet",
         description="Benchmarks of adversarial defenses.",
-        epilog="On the service's own machine also: gauntlet doctor | gc | backup | restore (each with --help).",
+        epilog="On the service's own machine also: gauntlet doctor | gc | backup | restore | export | import"
+        " (each with --help).",
     )
     parser.add_argument("--url", help="the service (default: GAUNTLET_URL, else http://127.0.0.1:8000)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -78,6 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     matrix.add_argument("--job", type=int)
     matrix.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"], default="table")
     matrix.set_defaults(run=_matrix)
+
+    published = commands.add_parser("paper", help="print a table of the paper, published beside measured")
+    published.add_argument("table", nargs="?", type=int, choices=paper.TABLES, help="its number")
+    published.add_argument("--suite", help="whose cells stand there (default: the one at the paper's own protocol)")
+    published.add_argument("--device", choices=["cpu", "cuda"], help="device class (default: the one with most cells)")
+    published.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"], default="table")
+    published.add_argument("--write", metavar="FOLDER", help="write all tables and counts of --suite there instead")
+    published.set_defaults(run=_paper)
 
     data = commands.add_parser("data", help="download a dataset into DATA_DIR")
     data.add_argument("name")
@@ -169,6 +178,25 @@ def _matrix(options: argparse.Namespace) -> int:
             _print_table(found)
     else:
         print(client.matrix_as(options.name, options.format, **filters), end="")
+    return 0
+
+
+def _paper(options: argparse.Namespace) -> int:
+    client = Client(options.url)
+    if options.write:
+        if not options.suite:
+            raise SystemExit("gauntlet paper: --write needs --suite")
+        for path in paper.write(client, options.suite, Path(options.write)):
+            print(f"wrote {path}")
+        return 0
+    if options.table is None:
+        raise SystemExit("gauntlet paper: which table, 1, 2 or 3?")
+    chosen = {name: getattr(options, name) for name in ("suite", "device") if getattr(options, name)}
+    address = f"/results/paper/{options.table}"
+    if options.format == "table":
+        print(paper.text(client.get(address, **chosen)))
+    else:
+        print(client.text(address, format=options.format, **chosen), end="")
     return 0
 
 

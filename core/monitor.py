@@ -22,6 +22,10 @@ class Monitor(Protocol):
         """Store `data`, from which the same computation can be resumed."""
         ...
 
+    def clock(self) -> float:
+        """Return seconds that only go forward; differences say how long something took."""
+        ...
+
 
 class Unwatched:
     """A monitor for computations outside the service: never stops, keeps nothing."""
@@ -38,3 +42,7 @@ class Unwatched:
 
     def save_checkpoint(self, data: bytes) -> None:
         """Forget it."""
+
+    def clock(self) -> float:
+        """Return 0: nobody asks how long it took."""
+        return 0.0

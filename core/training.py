@@ -68,10 +68,12 @@ class Training(Spec):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves: weights on the CPU, and the losses of about `CURVE_POINTS` iterations."""
+    """What a training leaves: weights on the CPU, losses and accuracy of about `CURVE_POINTS` iterations, its time."""
 
     weights: dict[str, Tensor]
     curve: list[dict[str, float]]
+    seconds: float
+    """By the monitor's clock, over all attempts, without what an interruption lost and without the outages."""
 
 
 def train(
@@ -217,6 +219,8 @@ class _Run:
         self.curve: list[dict[str, float]] = []
         self.iteration = 0
         """Number of finished iterations."""
+        self.began = monitor.clock()
+        """On the monitor's clock, as if all attempts had followed one another."""
 
     def to_the_end(self) -> Trained:
         try:
@@ -234,7 +238,7 @@ class _Run:
         for name, weight in weights.items():
             if not bool(weight.isfinite().all()):
                 raise Diverged(f"training diverged: the weight {name} is not finite after the last iteration")
-        return Trained(weights, self.curve)
+        return Trained(weights, self.curve, self.monitor.clock() - self.began)
 
     def _step(self) -> dict[str, Tensor]:
         losses = self.iterate(self.order(self.iteration), self.iteration)
@@ -272,8 +276,17 @@ class _Run:
                     f"training diverged: the {name} loss is {value} at iteration {self.iteration} of {total}; "
                     f"a learning rate below {self.training.lr} may help"
                 )
-        self.curve.append({"iteration": self.iteration, **figures})
+        self.curve.append({"iteration": self.iteration, **figures, "accuracy": self._accuracy()})
         self.monitor.progress(self.iteration, total, **figures)
+
+    def _accuracy(self) -> float:
+        """Return the share of the next batch's clean images that is classified correctly, before training on them."""
+        import torch
+
+        indices = self.order(self.iteration)
+        with torch.no_grad():
+            predicted = self.model(unit_images(self.images[indices], self.execution)).argmax(1)
+        return (predicted == self.labels[indices]).double().mean().item()
 
     def checkpoint(self) -> bytes:
         """Return everything that `restore` needs, as a safetensors file."""
@@ -282,7 +295,8 @@ class _Run:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for number, weight in enumerate(self.params):
             tensors |= {f"optimiser.{number}.{key}": value for key, value in self.optimiser.state[weight].items()}
-        state = json.dumps({**self.identity, "iteration": self.iteration, "curve": self.curve})
+        seconds = self.monitor.clock() - self.began
+        state = json.dumps({**self.identity, "iteration": self.iteration, "curve": self.curve, "seconds": seconds})
         return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"state": state})
 
     def restore(self, data: bytes) -> None:
@@ -304,6 +318,7 @@ class _Run:
                     weight = self.params[int(number)]
                     self.optimiser.state[weight][key] = _like(weight, value)
             self.iteration, self.curve = int(state["iteration"]), list(state["curve"])
+            self.began = self.monitor.clock() - float(state.get("seconds", 0.0))
         except (RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
             raise ArtifactCorrupt(f"the checkpoint does not fit this training: {error}") from error
 

@@ -1,6 +1,7 @@
 """`python -m store.admin`: look after a service's database and artifacts, on a machine that reaches both.
 
-The `gauntlet` command runs it for `doctor`, `gc`, `backup` and `restore`: nothing is deleted over HTTP.
+The `gauntlet` command runs it for `doctor`, `gc`, `backup`, `restore`, `export` and `import`: nothing is deleted over
+HTTP, and results that no worker of this service computed come in only here.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from store.database import Database
 from store.invariants import violations
 from store.models import Artifact
 from store.settings import settings
+from store.transfer import export, import_file
 
 GRACE_HOURS = 24.0
 """Artifacts put within this time are never collected: a stage may be about to record them."""
@@ -85,6 +87,15 @@ def _parser() -> argparse.ArgumentParser:
     clean.add_argument("--grace-hours", type=float, default=GRACE_HOURS, help="spare what was put lately (default: 24)")
     for name, says in (("backup", "write everything to a new tar file"), ("restore", "read it into an empty service")):
         commands.add_parser(name, help=says).add_argument("file", type=Path)
+    carry = commands.add_parser("export", help="write the finished stages of a job or a suite to a file")
+    carry.add_argument("file", type=Path)
+    whose = carry.add_mutually_exclusive_group(required=True)
+    whose.add_argument("--job", type=int, help="the job's number")
+    whose.add_argument("--suite", help="every job posted as this suite")
+    carry.add_argument("--weights", action="store_true", help="the models too")
+    carry.add_argument("--examples", action="store_true", help="the adversarial examples too: large")
+    bring = commands.add_parser("import", help="bring results of another machine in, after verifying them")
+    bring.add_argument("file", type=Path)
     return parser
 
 
@@ -96,6 +107,18 @@ def _run(options: argparse.Namespace, database: Database, store: ArtifactStore) 
     if options.command == "gc":
         number, size = collect(database, store, options.grace_hours, dry_run=options.dry_run)
         print(f"{number} artifacts, {size} bytes {'would be' if options.dry_run else 'were'} deleted")
+        return 0
+    if options.command == "export":
+        counts = export(
+            database, store, options.file, suite=options.suite, job=options.job, weights=options.weights,
+            examples=options.examples,
+        )  # fmt: skip
+        print(", ".join(f"{name}: {count}" for name, count in counts.items()))
+        return 0
+    if options.command == "import":
+        done = import_file(database, store, options.file)
+        numbers = ", ".join(map(str, done.jobs))
+        print(f"{done.stages} stages imported, {done.known} were known, as job {numbers}")
         return 0
     counts = (backup if options.command == "backup" else restore)(database, store, options.file)
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))

@@ -13,7 +13,9 @@ from core.execution import Execution
 from core.paper import Published, Standing, losses_of, standing
 from store.models import Evaluation, JobModel, Result, Stage, StageState
 from store.results import Cell, SeedCount, Sums, why_missing
+from store.transfer import LEFT_OUT
 
+SECONDS = "seconds"
 _execution: TypeAdapter[Execution] = TypeAdapter(Execution)
 
 
@@ -170,6 +172,7 @@ class Origin:
 def origins(session: Session, evaluations: Sequence[int]) -> list[Origin]:
     """Return the environments of these evaluate stages, the commonest first."""
     counted: dict[str, list[dict[str, object]]] = {}
-    for environment in session.scalars(select(Result.environment).where(Result.stage_id.in_(set(evaluations)))):
+    for found in session.scalars(select(Result.environment).where(Result.stage_id.in_(set(evaluations)))):
+        environment = {name: value for name, value in found.items() if name not in (SECONDS, LEFT_OUT)}
         counted.setdefault(canonical_json(environment), []).append(environment)
     return sorted((Origin(every[0], len(every)) for every in counted.values()), key=lambda found: -found.evaluations)

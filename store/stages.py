@@ -356,6 +356,12 @@ def _end(
     return stage
 
 
+def add_artifact(session: Session, stage_id: int, stored: StoredArtifact) -> None:
+    """Record an artifact that a succeeded stage's result named, and that came later than the result."""
+    _record_artifact(session, stored)
+    session.execute(insert(StageArtifact).values(stage_id=stage_id, name=stored.name, sha256=stored.sha256))
+
+
 def _record_artifact(session: Session, stored: StoredArtifact) -> None:
     """Insert the artifact's row unless it is there."""
     row = {"sha256": stored.sha256, "size": stored.size, "media_type": stored.media_type, "created_at": db_now()}

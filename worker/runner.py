@@ -1,13 +1,11 @@
 """Runs one claimed stage and publishes what it found under the claim's fence."""
 
 import logging
-import platform
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import TypeAdapter
 from sqlalchemy.exc import DBAPIError
@@ -15,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core.datasets import DATASETS
 from core.errors import ArtifactCorrupt, DatasetMissing, Interrupted, SpecError, StoreAway
+from core.provenance import environment
 from core.stages import AnyStage, Stage
 from core.stages.base import Finished
 from store import stages
@@ -24,7 +23,6 @@ from store.database import Database
 from store.settings import Settings
 from store.stages import Bell, Claim, StaleFence, StoredArtifact
 from worker.crashpoints import crashpoint
-from worker.devices import device_name
 from worker.patience import AWAY, patiently
 from worker.publisher import Publisher
 from worker.spool import Finding, Spool
@@ -112,7 +110,7 @@ class StageRunner:
             raise SpecError("this stage was planned by another version of the code; post the job again")
         outcome = spec.run(StageContext(self, claim, watch))
         watch.add_line(f"done in {time.monotonic() - began:.1f} s: {outcome.payload}")
-        return Finding(claim.key, claim.fence, outcome, environment())
+        return Finding(claim.key, claim.fence, outcome, {**environment(), "seconds": outcome.seconds})
 
     def _stopped(self, claim: Claim, watch: Watch, stop: Interrupted) -> list[Bell]:
         watch.add_line(f"stopped: {stop.reason}")
@@ -239,17 +237,3 @@ def _insist(record: Callable[[], list[Bell]]) -> list[Bell]:
             log.warning("the database did not take the result, trying again in %s s: %s", wait, error)
             time.sleep(wait)
     return record()
-
-
-@lru_cache(maxsize=1)
-def environment() -> dict[str, Any]:
-    """Return what a result was computed with: versions and device."""
-    import torch
-
-    return {
-        "gauntlet": version("gauntlet"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "device": device_name(),
-    }

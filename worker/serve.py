@@ -199,11 +199,18 @@ def submit(service: LocalService, suite: str) -> int:
             work.terminate()
 
 
+def publish(service: LocalService, suite: str, folder: str) -> int:
+    """Return the exit status of the `gauntlet paper` command that writes the suite's results to `folder`."""
+    command = [sys.executable, "-m", "client.cli", "--url", service.url, "paper", "--suite", suite, "--write", folder]
+    with subprocess.Popen(command, preexec_fn=_end_with_parent) as work:  # noqa: PLW1509 - one system call
+        return service.tend(work)
+
+
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _serve(chosen: Settings, suite: str, *, stop: bool) -> int:
+def _serve(chosen: Settings, suite: str, *, stop: bool, results: str = "") -> int:
     """Return 0, or the suite's exit status; in the end nothing that was started is left.
 
     Raises:
@@ -220,6 +227,8 @@ def _serve(chosen: Settings, suite: str, *, stop: bool) -> int:
             service.start()
             print(f"service ready at {service.url}, state in {chosen.state_dir}", flush=True)
             status = submit(service, suite) if suite else 0
+            if results:
+                status = publish(service, suite, results) or status
             if not stop:
                 print(f"\nGauntlet is at {service.url} (docs at {service.url}/docs); Ctrl-C stops it.", flush=True)
                 service.tend()
@@ -234,11 +243,12 @@ def main() -> int:
     """Return 0 after a clean stop, 1 where the service could not start or the suite failed."""
     parser = argparse.ArgumentParser(prog="python -m worker.serve", description=__doc__)
     parser.add_argument("--suite", default="", help="post this suite, or the job in this YAML file, and show matrices")
+    parser.add_argument("--results", default="", metavar="FOLDER", help="write the suite's counts and tables there")
     parser.add_argument("--stop", action="store_true", help="stop when the suite has ended")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _serve(settings(), options.suite, stop=options.stop)
+        return _serve(settings(), options.suite, stop=options.stop, results=options.results)
     except KeyboardInterrupt:
         return 0
     except DBAPIError as error:

@@ -45,6 +45,10 @@ class Watch:
         self._keep(self.claim, data)
         self._last_checkpoint = time.monotonic()
 
+    def clock(self) -> float:
+        """Return seconds that only go forward."""
+        return time.monotonic()
+
     def stop(self, reason: str) -> bool:
         """Return whether the work is told to stop for this reason now.
 

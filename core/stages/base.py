@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from core.errors import SpecError
 from core.execution import Execution
 from core.kinds import Kind
 from core.monitor import Monitor
@@ -22,6 +23,19 @@ class Finished:
     artifacts: dict[str, str]
     """Name of the artifact -> its sha256."""
 
+    def artifact(self, name: str) -> str:
+        """Return the sha256 of the artifact `name`.
+
+        Raises:
+            SpecError: it stayed on the machine that computed the stage, whose results were imported without it.
+        """
+        if name not in self.artifacts:
+            raise SpecError(
+                f"the {name} of the {self.spec.kind} stage {self.spec.identity()} are not here: its result was "
+                f"imported without them; import a file that was exported with --{name}"
+            )
+        return self.artifacts[name]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -29,6 +43,8 @@ class Outcome:
 
     payload: dict[str, Any]
     artifacts: dict[str, tuple[str, bytes]] = field(default_factory=dict[str, tuple[str, bytes]])
+    seconds: float | None = None
+    """Time spent on the result, without interruptions and what they lost; None where the stage keeps no time."""
 
 
 class Context(Protocol):

@@ -37,7 +37,7 @@ class Craft(Stage):
         model_spec = substitute.spec
         if not isinstance(model_spec, Train):
             raise TypeError(f"{self.substitute} is no train stage")
-        weights = weights_from_bytes(context.artifact(substitute.artifacts[WEIGHTS]))
+        weights = weights_from_bytes(context.artifact(substitute.artifact(WEIGHTS)))
         model = load_model(model_spec.network, weights, self.execution)
         data = context.dataset(model_spec.dataset)
         images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]

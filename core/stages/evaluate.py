@@ -38,7 +38,7 @@ class Evaluate(Stage):
         data = context.dataset(spec.dataset)
         labels = data.test_labels[: self.limit]
         images = data.test_images[: self.limit] if self.examples is None else self._examples(context)
-        weights = weights_from_bytes(context.artifact(target.artifacts[WEIGHTS]))
+        weights = weights_from_bytes(context.artifact(target.artifact(WEIGHTS)))
         predictions = predict(load_model(spec.network, weights, self.execution), images, self.execution)
         correct = predictions == labels
         payload = {"n": len(labels), "n_correct": int(correct.sum())}
@@ -56,4 +56,4 @@ class Evaluate(Stage):
         crafted = context.parent(str(self.examples))
         if not isinstance(crafted.spec, Craft) or crafted.spec.limit != self.limit:
             raise TypeError(f"{self.examples} is no craft stage over the same images")
-        return load(context.artifact(crafted.artifacts[EXAMPLES]))[EXAMPLES]
+        return load(context.artifact(crafted.artifact(EXAMPLES)))[EXAMPLES]

@@ -71,7 +71,8 @@ class Train(Stage):
         }
         curve = json.dumps(trained.curve).encode()
         weights = weights_to_bytes(trained.weights)
-        return Outcome(payload, {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)})
+        artifacts = {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)}
+        return Outcome(payload, artifacts, trained.seconds)
 
 
 def loaded(context: Context, key: str, execution: Execution) -> "tuple[Train, nn.Module]":

@@ -309,3 +309,31 @@ def test_the_papers_network_is_repeatable_on_several_threads():
     whole, monitor = once(), Recording(checkpoint_at=2)
     assert equal(once(monitor=monitor), whole)
     assert equal(once(resume=monitor.checkpoints[0]), whole)
+
+
+class Ticking(Recording):
+    """A clock that goes one second at each question of whether to stop."""
+
+    def __init__(self, begins: float, **more: int):
+        super().__init__(**more)
+        self.begins = begins
+
+    def clock(self) -> float:
+        return self.begins + self.checks
+
+
+def test_seconds_are_summed_over_attempts_without_the_outage_and_without_what_was_lost():
+    monitor = Ticking(1000.0, checkpoint_at=5, stop_at=9, reason="lost")
+    with pytest.raises(Interrupted):
+        run(monitor=monitor)
+    resumed = run(monitor=Ticking(5000.0), resume=monitor.checkpoints[0])
+    assert resumed.seconds == run(monitor=Ticking(0.0)).seconds == 12.0
+
+
+def test_the_curve_tells_the_accuracy_on_images_about_to_be_trained_on():
+    images, labels = tiny_pixels(20)
+    found = run(training=Training(iterations=3, batch_size=8))
+    chosen = Order("recipe", 0, 20, 8, "cpu")(3)
+    model = load_model(TinyNet(), found.weights, FAST)
+    right = model(images[chosen].float() / 255).argmax(1) == labels[chosen]
+    assert found.curve[-1]["accuracy"] == right.double().mean().item()

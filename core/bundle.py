@@ -1,0 +1,344 @@
+"""Finished stages in one file, to be carried from the machine that computed them to any other.
+
+A zip of `manifest.json` (jobs, and per stage its spec, result, environment, and its artifacts' names and sha256) and of
+`artifacts/<sha256>`. Weights and adversarial examples are large and may stay behind; the per-example bits never do, so
+that every count in the file can be counted again by whoever reads it.
+"""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from core.attacks.none import NoAttack
+from core.datasets import DATASETS
+from core.errors import GauntletError
+from core.jobs import AnyJob, Job, Key, Tags, Text
+from core.kinds import Spec
+from core.plan import Model, Plan, PlannedEvaluation
+from core.stages import AnyStage, Stage
+from core.stages.craft import EXAMPLES, Craft
+from core.stages.evaluate import CORRECT, PREDICTIONS, Evaluate
+from core.stages.train import WEIGHTS, Train
+
+LARGE = (WEIGHTS, EXAMPLES)
+"""Artifacts that may stay behind."""
+ORDER = (Train, Craft, Evaluate)
+"""The kinds of stage that can be carried, parents before children."""
+NEEDED = {"train": WEIGHTS, "craft": EXAMPLES, "evaluate": CORRECT}
+"""What a stage's result names, whether or not the bytes are in the file."""
+MANIFEST = "manifest.json"
+LARGEST_MANIFEST = 256 * 2**20
+LARGEST_ARTIFACT = 4 * 2**30
+_stage: TypeAdapter[Stage] = TypeAdapter(AnyStage)
+_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
+
+
+class BundleError(GauntletError):
+    """A file of results cannot be written or believed; the message says why."""
+
+
+class FileEntry(Spec):
+    """An artifact of a stage."""
+
+    sha256: Key
+    """Its address."""
+    size: Annotated[int, Field(ge=0, le=LARGEST_ARTIFACT)]
+    """Its bytes."""
+    media_type: Annotated[str, Field(max_length=100)]
+    """What the bytes are."""
+
+
+class StageEntry(Spec):
+    """A finished stage; its key is where it stands in the manifest."""
+
+    title: Annotated[str, Field(max_length=300, pattern=r"^[^\x00-\x1f]*$")]
+    """What it did, for people."""
+    spec: dict[str, Any]
+    """Its spec, whose canonical form hashes to the key."""
+    payload: dict[str, Any]
+    """What it found."""
+    environment: dict[str, Any]
+    """Versions and device it ran on."""
+    artifacts: dict[Annotated[str, Field(max_length=60)], FileEntry]
+    """Name -> artifact."""
+    device_seconds: Annotated[float, Field(ge=0)]
+    """How long it held its device."""
+
+
+class ModelEntry(Spec):
+    """A model of a job."""
+
+    key: Key
+    """Key of its train stage."""
+    role: Literal["target", "substitute"]
+    """Whether it was attacked or crafted on."""
+    label: Text
+    """Its name in tables."""
+
+
+class JobEntry(Spec):
+    """What was asked for on the machine that computed the stages."""
+
+    kind: Literal["benchmark", "train", "evaluate"]
+    """Kind of the job."""
+    name: Text
+    """Its name."""
+    suite: Text | None
+    """The suite it was posted as."""
+    tags: Tags
+    """Words to find it by."""
+    spec: dict[str, Any]
+    """The job as it was posted, with defaults."""
+    pairing: Literal["same", "independent"]
+    """Which substitutes a target met."""
+    dataset: Text
+    """What it ran on."""
+    device: Literal["cpu", "cuda"]
+    """Device class."""
+    models: list[ModelEntry]
+    """Its models that are in the file."""
+    stages: list[Key]
+    """Its finished stages, parents before children."""
+
+
+class Manifest(Spec):
+    """The table of contents."""
+
+    format: Literal[1] = 1
+    """Version of this file format."""
+    origin: dict[str, Any]
+    """Where the file was written: host, command, versions, and what the writer wants known."""
+    jobs: list[JobEntry]
+    """What was asked for."""
+    stages: dict[Key, StageEntry]
+    """Key -> finished stage."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified file: every key, count and hash in it has been computed again."""
+
+    sha256: str
+    """Of the manifest: the file's name for programs."""
+    manifest: Manifest
+    specs: dict[str, Stage]
+    """Key -> spec."""
+    artifacts: dict[str, bytes]
+    """sha256 -> bytes; what stayed behind is missing."""
+
+    def plan(self, job: JobEntry) -> Plan:
+        """Return the job's finished part as a plan, derived from the stages' own specs."""
+        plan = Plan(job.dataset, job.device, job.pairing)
+        for key in sorted(job.stages, key=lambda key: ORDER.index(type(self.specs[key]))):
+            _add(plan, self.specs, key, self.manifest.stages[key].title)
+        for entry in job.models:
+            train = self.specs[entry.key]
+            assert isinstance(train, Train)  # noqa: S101 - `_check_job` has looked
+            (plan.targets if entry.role == "target" else plan.substitutes).append(Model(train, entry.label))
+        return plan
+
+
+def write(path: Path, manifest: Manifest, artifact: Callable[[str], bytes], leave_out: Sequence[str] = LARGE) -> int:
+    """Return the number of artifacts written to `path` beside the manifest; equal contents give equal bytes."""
+    wanted = {
+        file.sha256
+        for stage in manifest.stages.values()
+        for name, file in stage.artifacts.items()
+        if name not in leave_out
+    }
+    partial = path.with_name(path.name + ".partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr(_member(MANIFEST), json.dumps(manifest.model_dump(mode="json"), sort_keys=True, indent=1))
+        for sha256 in sorted(wanted):
+            zipped.writestr(_member(f"artifacts/{sha256}"), artifact(sha256))
+    partial.replace(path)
+    return len(wanted)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name)  # of 1980, so that the bytes do not depend on when they were written
+    member.compress_type = zipfile.ZIP_DEFLATED
+    return member
+
+
+def read(path: Path) -> Bundle:
+    """Return the content of a file of results, after checking everything that can be checked without its makers.
+
+    Raises:
+        BundleError: it is no such file, is damaged, was computed by another version of the code, or does not add up.
+    """
+    try:
+        with zipfile.ZipFile(path) as zipped:
+            return _read(zipped)
+    except (OSError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError) as error:
+        raise BundleError(f"{path} is no file of results, or is damaged: {error}") from error
+    except ValidationError as error:
+        found = error.errors()[0]
+        where = ".".join(str(part) for part in found["loc"])
+        raise BundleError(f"{path}: {MANIFEST}: {where}: {found['msg']}") from error
+    except BundleError as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _read(zipped: zipfile.ZipFile) -> Bundle:
+    text = _bytes(zipped, MANIFEST, LARGEST_MANIFEST)
+    manifest = Manifest.model_validate_json(text)
+    specs = {key: _spec(key, entry) for key, entry in manifest.stages.items()}
+    sizes = {file.sha256: file.size for entry in manifest.stages.values() for file in entry.artifacts.values()}
+    artifacts: dict[str, bytes] = {}
+    for name in zipped.namelist():
+        if name == MANIFEST:
+            continue
+        sha256 = name.removeprefix("artifacts/")
+        if sha256 not in sizes:
+            raise BundleError(f"holds {name!r}, which no stage of it refers to")
+        data = _bytes(zipped, name, sizes[sha256])
+        if len(data) != sizes[sha256] or hashlib.sha256(data).hexdigest() != sha256:
+            raise BundleError(f"artifact {sha256} is not what its name says")
+        artifacts[sha256] = data
+    for key, spec in specs.items():
+        _check_stage(key, spec, manifest.stages[key], specs, artifacts)
+    for job in manifest.jobs:
+        _check_job(job, specs)
+    claimed = {key for job in manifest.jobs for key in job.stages}
+    for key in specs.keys() - claimed:
+        raise BundleError(f"stage {key} belongs to no job of the file")
+    return Bundle(hashlib.sha256(text).hexdigest(), manifest, specs, artifacts)
+
+
+def _bytes(zipped: zipfile.ZipFile, name: str, largest: int) -> bytes:
+    try:
+        size = zipped.getinfo(name).file_size
+    except KeyError:
+        raise BundleError(f"lacks {name}") from None
+    if size > largest:
+        raise BundleError(f"{name} holds {size} bytes where at most {largest} belong")
+    try:
+        return zipped.read(name)
+    except Exception as error:  # zlib's own errors among them
+        raise BundleError(f"{name} cannot be read: {error}") from error
+
+
+def _spec(key: str, entry: StageEntry) -> Stage:
+    try:
+        spec = _stage.validate_python(entry.spec)
+    except ValidationError as error:
+        raise BundleError(f"stage {key}: {error.errors()[0]['msg']}; this code knows no such stage") from error
+    if type(spec) not in ORDER:
+        raise BundleError(f"stage {key} ({entry.title}) is of the kind {spec.kind!r}, which cannot be carried")
+    if spec.identity() != key:
+        raise BundleError(
+            f"stage {key} ({entry.title}) does not have this key here: its spec was altered, or another version of the "
+            f"code computed it (gauntlet {entry.environment.get('gauntlet', 'unknown')})"
+        )
+    if isinstance(spec, Train) and spec.dataset not in DATASETS:
+        raise BundleError(f"stage {key} ({entry.title}) is on the dataset {spec.dataset!r}, which is not known here")
+    if isinstance(spec, Train) and spec.dataset_sha256 != DATASETS[spec.dataset]().sha256:
+        raise BundleError(f"stage {key} ({entry.title}) is on other files of {spec.dataset} than are published")
+    return spec
+
+
+def _check_stage(
+    key: str, spec: Stage, entry: StageEntry, specs: Mapping[str, Stage], artifacts: Mapping[str, bytes]
+) -> None:
+    for parent in spec.parents():
+        if parent not in specs:
+            raise BundleError(f"stage {key} ({entry.title}) needs stage {parent}, which the file lacks")
+    for name, file in entry.artifacts.items():
+        if name not in LARGE and file.sha256 not in artifacts:
+            raise BundleError(f"stage {key} ({entry.title}): the artifact {name} is missing")
+    needed = NEEDED[spec.kind]
+    if needed not in entry.artifacts:
+        raise BundleError(f"stage {key} ({entry.title}) names no {needed}")
+    if isinstance(spec, Craft) and not isinstance(specs[spec.substitute], Train):
+        raise BundleError(f"stage {key} ({entry.title}) crafts on {spec.substitute}, which is no model")
+    if isinstance(spec, Evaluate):
+        _check_counts(key, spec, entry, specs, artifacts)
+
+
+def _check_counts(
+    key: str, spec: Evaluate, entry: StageEntry, specs: Mapping[str, Stage], artifacts: Mapping[str, bytes]
+) -> None:
+    """Raise unless the evaluation is of a model on the images its spec names, and its bits sum to its counts."""
+    said = f"stage {key} ({entry.title})"
+    target, examples = specs[spec.target], specs[spec.examples] if spec.examples else None
+    if not isinstance(target, Train) or not (examples is None or isinstance(examples, Craft)):
+        raise BundleError(f"{said} does not show examples to a model")
+    if examples is not None and examples.limit != spec.limit:
+        raise BundleError(f"{said} counts other images than its examples were crafted from")
+    n, bits = _images(target, spec.limit), artifacts[entry.artifacts[CORRECT].sha256]
+    if entry.payload.get("n") != n:
+        raise BundleError(f"{said} is over {n} images, but its result says {entry.payload.get('n')}")
+    counted = sum(byte.bit_count() for byte in bits)
+    if len(bits) != -(-n // 8) or int.from_bytes(bits, "big") % 2 ** (-n % 8):
+        raise BundleError(f"{said}: {len(bits)} bytes are not one bit for each of {n} images")
+    if counted != entry.payload.get("n_correct"):
+        raise BundleError(f"{said}: its bits sum to {counted}, but its result says {entry.payload.get('n_correct')}")
+    if PREDICTIONS in entry.artifacts and entry.artifacts[PREDICTIONS].size != n:
+        raise BundleError(f"{said}: not one prediction for each of {n} images")
+
+
+def _images(target: Train, limit: int | None) -> int:
+    test_size = DATASETS[target.dataset].test_size
+    return test_size if limit is None else min(limit, test_size)
+
+
+def _check_job(job: JobEntry, specs: Mapping[str, Stage]) -> None:
+    stages = set(job.stages)
+    said = f"the job {job.name or job.suite or job.kind!r}"
+    try:
+        asked = _job.validate_python(job.spec)
+    except ValidationError as error:
+        raise BundleError(f"{said} was posted with a spec that is none here: {error.errors()[0]['msg']}") from error
+    if getattr(asked, "kind", None) != job.kind:
+        raise BundleError(f"{said} is called a {job.kind} job, but its spec is of another kind")
+    if job.dataset not in DATASETS:
+        raise BundleError(f"{said} is on the dataset {job.dataset!r}, which is not known here")
+    for key in job.stages:
+        if key not in specs:
+            raise BundleError(f"{said} refers to stage {key}, which the file lacks")
+        spec = specs[key]
+        if not set(spec.parents()) <= stages:
+            raise BundleError(f"{said} has stage {key} without what that needs")
+        if spec.execution.device != job.device:
+            raise BundleError(f"{said} ran on {job.device}, but its stage {key} on {spec.execution.device}")
+        if isinstance(spec, Train) and spec.dataset != job.dataset:
+            raise BundleError(f"{said} is on {job.dataset}, but trains on {spec.dataset}")
+    for model in job.models:
+        if model.key not in stages or not isinstance(specs[model.key], Train):
+            raise BundleError(f"{said} names the model {model.label!r}, which is none of its train stages")
+    named = {model.key for model in job.models}
+    for key in job.stages:
+        if isinstance(specs[key], Train) and key not in named:
+            raise BundleError(f"{said} does not name its model {key}")
+
+
+def _add(plan: Plan, specs: Mapping[str, Stage], key: str, title: str) -> None:
+    """Add a stage to the plan; what SQL keeps beside it is computed from the specs, not taken from the file."""
+    spec = specs[key]
+    if isinstance(spec, Train):
+        plan.add(spec, title, spec.flop, 0)
+    if isinstance(spec, Craft):
+        substitute = specs[spec.substitute]
+        assert isinstance(substitute, Train)  # noqa: S101 - `_check_stage` has looked
+        images = _images(substitute, spec.limit)
+        plan.add(spec, title, spec.attack.passes().units * substitute.network.flop * images, images)
+    if isinstance(spec, Evaluate):
+        _add_evaluation(plan, specs, spec, title)
+
+
+def _add_evaluation(plan: Plan, specs: Mapping[str, Stage], spec: Evaluate, title: str) -> None:
+    target, crafted = specs[spec.target], specs[spec.examples] if spec.examples else None
+    assert isinstance(target, Train)  # noqa: S101 - `_check_counts` has looked
+    images = _images(target, spec.limit)
+    if isinstance(crafted, Craft):
+        seen = PlannedEvaluation(spec.target, crafted.substitute, crafted.attack)
+    else:
+        seen = PlannedEvaluation(spec.target, None, NoAttack())
+    plan.add(spec, title, target.network.flop * images, images, evaluation=seen)

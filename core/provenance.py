@@ -1,0 +1,75 @@
+"""What a result was computed with: versions, device, commit. Written beside results, never part of a key."""
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Return the versions, the device and, from a git checkout, the commit of this process."""
+    import torch
+
+    return {
+        "gauntlet": _installed(),
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": device_name(),
+    }
+
+
+def _installed() -> str:
+    try:
+        return version("gauntlet")
+    except PackageNotFoundError:  # run from a bare checkout
+        return "not installed"
+
+
+def commit() -> str | None:
+    """Return the commit the code is at, with "+changes" where files differ from it; None outside a git checkout."""
+    head = _git("rev-parse", "HEAD")
+    return head and head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str | None:
+    if not (ROOT / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+@cache
+def device_class() -> str:
+    """Return cuda where torch finds a device, else cpu."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@cache
+def device_name() -> str:
+    """Return the name of the GPU or of the processor."""
+    if device_class() == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    return processor_name()
+
+
+def processor_name() -> str:
+    """Return the processor's name as Linux gives it, else the machine's architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()

@@ -1,0 +1,388 @@
+"""`python -m core.run --suite NAME --out FILE`: a suite through core alone, into a file for `gauntlet import`.
+
+For a machine that has an accelerator and little else: torch, torchvision, numpy, pydantic, PyYAML and safetensors; no
+database, no broker, nothing installed. Finished stages stay in a folder, so that the same command goes on where it was
+stopped: by its budget of seconds, by a signal, or by the machine. The order of the stages is always the same: after
+each training everything that it makes possible, so that a run cut short has whole columns.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from core.bundle import LARGE, NEEDED, FileEntry, JobEntry, Manifest, StageEntry, read, write
+from core.datasets import DATASETS
+from core.datasets.base import Data
+from core.errors import ArtifactCorrupt, GauntletError, Interrupted, SpecError
+from core.execution import Execution
+from core.jobs import AnyJob, BenchmarkJob, Job
+from core.plan import Plan, PlannedStage, plan, resolved
+from core.provenance import device_class, environment
+from core.stages import AnyStage, Stage
+from core.stages.base import Finished
+from core.stages.train import Train
+from core.suites import expand_suite
+
+CHECKPOINT_SECONDS = 60.0
+CUT_SHORT = 75
+"""Exit status of a run that stopped before its end and goes on when it is started again."""
+_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
+_stage: TypeAdapter[Stage] = TypeAdapter(AnyStage)
+
+
+class Folder:
+    """Finished stages, artifacts and checkpoints as files; each appears whole or not at all."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        for name in ("stages", "artifacts", "checkpoints"):
+            (path / name).mkdir(parents=True, exist_ok=True)
+
+    def entry(self, key: str) -> StageEntry | None:
+        """Return the finished stage of that key."""
+        file = self._path / "stages" / f"{key}.json"
+        return StageEntry.model_validate_json(file.read_bytes()) if file.exists() else None
+
+    def finish(self, key: str, entry: StageEntry) -> None:
+        """Keep a finished stage, whose artifacts have been put, and forget its checkpoint."""
+        self._write(f"stages/{key}.json", json.dumps(entry.model_dump(mode="json")).encode())
+        self._checkpoint(key).unlink(missing_ok=True)
+
+    def put(self, data: bytes) -> str:
+        """Return the sha256 under which `data` is kept."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._write(f"artifacts/{sha256}", data)
+        return sha256
+
+    def holds(self, sha256: str) -> bool:
+        """Return whether these bytes are kept."""
+        return (self._path / "artifacts" / sha256).exists()
+
+    def take(self, path: Path) -> None:
+        """Take over what has finished in an earlier file of results."""
+        found = read(path)
+        for data in found.artifacts.values():
+            self.put(data)
+        for key, entry in found.manifest.stages.items():
+            if self.entry(key) is None:
+                self.finish(key, entry)
+
+    def artifact(self, sha256: str) -> bytes:
+        """Return kept bytes.
+
+        Raises:
+            ArtifactCorrupt: they are missing or are not those that were kept.
+        """
+        file = self._path / "artifacts" / sha256
+        data = file.read_bytes() if file.exists() else b""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ArtifactCorrupt(f"{file} is missing or altered; remove {self._path / 'stages'} to compute it again")
+        return data
+
+    def checkpoint(self, key: str) -> bytes | None:
+        """Return the newest checkpoint of an unfinished training."""
+        file = self._checkpoint(key)
+        return file.read_bytes() if file.exists() else None
+
+    def keep_checkpoint(self, key: str, data: bytes) -> None:
+        """Replace a training's checkpoint."""
+        self._write(f"checkpoints/{key}", data)
+
+    def _checkpoint(self, key: str) -> Path:
+        return self._path / "checkpoints" / key
+
+    def _write(self, name: str, data: bytes) -> None:
+        partial = self._path / f"{name}.partial"
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._path / name)
+
+
+@dataclass
+class Budget:
+    """When to stop: at a moment on the monotonic clock, or when a signal came."""
+
+    ends: float
+    told: bool = False
+
+    def tell(self, *_: Any) -> None:
+        """Note that a signal came."""
+        self.told = True
+
+    def check(self) -> None:
+        """Return while there is time left.
+
+        Raises:
+            Interrupted: there is none.
+        """
+        if self.told or time.monotonic() > self.ends:
+            raise Interrupted("drain")
+
+
+class Running:
+    """One stage at work: `core.stages.base.Context` over a folder, and the monitor of its computation."""
+
+    def __init__(self, folder: Folder, budget: Budget, planned: PlannedStage, data_dir: Path):
+        self._folder, self._budget, self._planned, self._data_dir = folder, budget, planned, data_dir
+        self._kept = time.monotonic()
+
+    @property
+    def monitor(self) -> "Running":
+        """Where progress goes, and where the order to stop comes from."""
+        return self
+
+    def parent(self, key: str) -> Finished:
+        """Return the finished parent stage `key`."""
+        entry = self._folder.entry(key)
+        if entry is None:
+            raise ArtifactCorrupt(f"the parent stage {key} has no result")
+        return Finished(
+            _stage.validate_python(entry.spec),
+            entry.payload,
+            {name: file.sha256 for name, file in entry.artifacts.items()},
+        )
+
+    def artifact(self, sha256: str) -> bytes:
+        """Return stored bytes, verified."""
+        return self._folder.artifact(sha256)
+
+    def dataset(self, name: str) -> Data:
+        """Return a dataset, verified against its published checksums."""
+        return _dataset(name, self._data_dir)
+
+    def checkpoints(self) -> Iterator[bytes]:
+        """Yield the checkpoint of this stage, where there is one."""
+        data = self._folder.checkpoint(self._planned.key)
+        if data is not None:
+            yield data
+
+    def log(self, line: str) -> None:
+        """Print a line."""
+        print(f"  {line}", flush=True)
+
+    def check(self) -> None:
+        """Raise `Interrupted` where the time is over."""
+        self._budget.check()
+
+    def progress(self, done: int, total: int, **figures: float) -> None:
+        """Say nothing: what is printed is a line per stage."""
+
+    def wants_checkpoint(self) -> bool:
+        """Return whether the time between checkpoints has passed."""
+        return time.monotonic() - self._kept >= CHECKPOINT_SECONDS
+
+    def save_checkpoint(self, data: bytes) -> None:
+        """Keep a checkpoint."""
+        self._folder.keep_checkpoint(self._planned.key, data)
+        self._kept = time.monotonic()
+
+    def clock(self) -> float:
+        """Return seconds that only go forward."""
+        return time.monotonic()
+
+
+@cache
+def _dataset(name: str, data_dir: Path) -> Data:
+    return DATASETS[name]().load(data_dir)
+
+
+def ordered(planned: Plan) -> list[PlannedStage]:
+    """Return the stages so that each training is followed by all that it makes possible."""
+    waiting = planned.ordered
+    done: set[str] = set()
+    order: list[PlannedStage] = []
+    while waiting:
+        ready = [stage for stage in waiting if done.issuperset(stage.spec.parents())]
+        chosen = next((stage for stage in ready if not isinstance(stage.spec, Train)), ready[0])
+        waiting.remove(chosen)
+        done.add(chosen.key)
+        order.append(chosen)
+    return order
+
+
+def run(stages: list[PlannedStage], folder: Folder, budget: Budget, data_dir: Path) -> bool:
+    """Return whether all stages have finished; False where the budget ended first.
+
+    Raises:
+        ArtifactCorrupt: a stage whose bytes an earlier file had left behind gives other bytes when it is run again.
+    """
+    by_key = {stage.key: stage for stage in stages}
+    for number, planned in enumerate(stages, 1):
+        if folder.entry(planned.key) is not None:
+            continue
+        for wanted in [*_left_behind(planned, by_key, folder), planned]:
+            try:
+                budget.check()
+                entry = _compute(wanted, folder, Running(folder, budget, wanted, data_dir))
+            except Interrupted:
+                print(f"[{number}/{len(stages)}] stopped at: {wanted.title}", flush=True)
+                return False
+            _require_same(wanted, folder.entry(wanted.key), entry)
+            folder.finish(wanted.key, entry)
+            print(f"[{number}/{len(stages)}] {wanted.title}: {_said(entry)}", flush=True)
+    return True
+
+
+def _left_behind(planned: PlannedStage, by_key: dict[str, PlannedStage], folder: Folder) -> list[PlannedStage]:
+    """Return the finished stages, parents first, whose bytes this one needs and an earlier file did not bring."""
+    again: list[PlannedStage] = []
+    for key in planned.spec.parents():
+        entry = folder.entry(key)
+        if entry is not None and not folder.holds(entry.artifacts[NEEDED[by_key[key].spec.kind]].sha256):
+            again += [*_left_behind(by_key[key], by_key, folder), by_key[key]]
+    return list({stage.key: stage for stage in again}.values())
+
+
+def _require_same(planned: PlannedStage, before: StageEntry | None, entry: StageEntry) -> None:
+    needed = NEEDED[planned.spec.kind]
+    if before is not None and before.artifacts[needed].sha256 != entry.artifacts[needed].sha256:
+        raise ArtifactCorrupt(f"{planned.title} gives other {needed} than in the file that is resumed")
+
+
+def _compute(planned: PlannedStage, folder: Folder, running: Running) -> StageEntry:
+    began = time.monotonic()
+    outcome = planned.spec.run(running)
+    held = time.monotonic() - began
+    files = {
+        name: FileEntry(sha256=folder.put(data), size=len(data), media_type=media_type)
+        for name, (media_type, data) in outcome.artifacts.items()
+    }
+    return StageEntry(
+        title=planned.title[:300], spec=planned.spec.model_dump(mode="json"), payload=outcome.payload,
+        environment={**environment(), "seconds": outcome.seconds}, artifacts=files,
+        device_seconds=held if outcome.seconds is None else outcome.seconds,
+    )  # fmt: skip
+
+
+def _said(entry: StageEntry) -> str:
+    counts = f", {entry.payload['n_correct']}/{entry.payload['n']} correct" if "n_correct" in entry.payload else ""
+    return f"{entry.device_seconds:.1f} s{counts}"
+
+
+def manifest(asked: Job, suite: str, planned: Plan, folder: Folder, origin: dict[str, Any]) -> Manifest:
+    """Return the table of contents of what has finished."""
+    found = {stage.key: entry for stage in ordered(planned) if (entry := folder.entry(stage.key)) is not None}
+    models = [
+        {"key": model.key, "role": role, "label": model.label}
+        for role, group in (("target", planned.targets), ("substitute", planned.substitutes))
+        for model in group
+        if model.key in found
+    ]
+    job = JobEntry.model_validate(
+        {
+            "kind": "benchmark", "name": asked.name, "suite": suite, "tags": asked.tags,
+            "spec": resolved(asked, planned.dataset).model_dump(mode="json", exclude_none=True),
+            "pairing": planned.pairing, "dataset": planned.dataset, "device": planned.device, "models": models,
+            "stages": list(found),
+        }
+    )  # fmt: skip
+    return Manifest(origin=origin, jobs=[job], stages=found)
+
+
+def table(planned: Plan, found: dict[str, StageEntry]) -> str:
+    """Return the white-box cells and the transfers that have finished, in per cent, one column per model."""
+    labels = list(dict.fromkeys(model.label for model in planned.targets))
+    names = {model.key: model.label for model in [*planned.substitutes, *planned.targets]}
+    cells: dict[str, dict[str, list[float]]] = {}
+    for stage in planned.ordered:
+        seen, entry = stage.evaluation, found.get(stage.key)
+        if seen is None or entry is None or names[seen.target] not in labels:
+            continue
+        row = seen.attack.label() + ("" if seen.whitebox else f" from {names[str(seen.substitute)]}")
+        share = 100 * entry.payload["n_correct"] / entry.payload["n"]
+        cells.setdefault(row, {}).setdefault(names[seen.target], []).append(share)
+    width = max((len(row) for row in cells), default=0)
+    lines = [" ".join([" " * width, *(f"{label:>12}" for label in labels)])]
+    for row, shares in cells.items():
+        lines.append(" ".join([row.ljust(width), *(_mean(shares.get(label)) for label in labels)]))
+    return "\n".join(lines)
+
+
+def _mean(shares: list[float] | None) -> str:
+    return f"{sum(shares) / len(shares):12.2f}" if shares else " " * 10 + "--"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Return 0 when all stages have finished, 75 when the budget ended first, 1 where the suite cannot run."""
+    options = _parser().parse_args(argv)
+    began = time.monotonic()
+    budget = Budget(began + options.budget_seconds)
+    signal.signal(signal.SIGTERM, budget.tell)
+    try:
+        asked, planned = _planned(options)
+        missing = DATASETS[planned.dataset]().missing(options.data_dir)
+        if missing:
+            raise SpecError(f"{options.data_dir} lacks {missing[0]}: {DATASETS[planned.dataset]().remedy}")
+        folder = Folder(options.folder or options.out.with_name(options.out.name + ".folder"))
+        for earlier in options.resume:
+            folder.take(earlier)
+        stages = ordered(planned)
+        done = run(stages, folder, budget, options.data_dir)
+        contents = manifest(asked, options.suite, planned, folder, _origin(options, argv))
+    except (GauntletError, ValidationError) as error:
+        print(f"core.run: {error}", file=sys.stderr)
+        return 1
+    write(options.out, contents, folder.artifact, [name for name in LARGE if not getattr(options, name)])
+    print(f"\n{table(planned, contents.stages)}\n")
+    print(f"{len(contents.stages)} of {len(stages)} stages, {time.monotonic() - began:.0f} s, in {options.out}")
+    return 0 if done else CUT_SHORT
+
+
+def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob, Plan]:
+    override = {"seeds": options.seeds} if options.seeds else {}
+    asked = _job.validate_python(expand_suite({"suite": options.suite, **override}))
+    if not isinstance(asked, BenchmarkJob):
+        raise SpecError(f"the suite {options.suite} is no benchmark")
+    device = device_class() if options.device == "auto" else options.device
+    threads = options.threads if device == "cpu" else 1
+    execution = Execution.model_validate({"device": device, "threads": threads})
+    nobody: Any = None  # a benchmark names no trained models
+    return asked, plan(asked, execution, nobody)
+
+
+def _origin(options: argparse.Namespace, argv: list[str] | None) -> dict[str, Any]:
+    given = sys.argv[1:] if argv is None else argv
+    return {
+        "written_by": f"python -m core.run {shlex.join(given)}",
+        "host": platform.node(),
+        "commit": options.commit or environment()["commit"],
+        "device": environment()["device"],
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m core.run", description="Run a suite through core alone.")
+    parser.add_argument("--suite", required=True, help="the suite")
+    parser.add_argument("--out", required=True, type=Path, help="the file that `gauntlet import` reads")
+    parser.add_argument("--folder", type=Path, help="finished stages and checkpoints (default: OUT.folder)")
+    parser.add_argument(
+        "--budget-seconds", type=float, default=float("inf"), help="stop after this long, to go on later"
+    )
+    parser.add_argument("--resume", type=Path, nargs="+", default=[], help="files of earlier runs, taken as done")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the suite's")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of a CPU stage")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the datasets (default: data)")
+    parser.add_argument("--commit", help="of this code, where it is no git checkout")
+    parser.add_argument("--weights", action="store_true", help="put the models into the file too")
+    parser.add_argument("--examples", action="store_true", help="put the adversarial examples into the file too: large")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

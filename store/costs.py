@@ -1,0 +1,84 @@
+"""What trainings cost and how they went: time and passes of each, and where its curve is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from core.canonical import canonical_json
+from core.stages.train import Train
+from store.models import Job, JobModel, Result, Stage, StageArtifact, StageState
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training."""
+
+    key: str
+    label: str
+    spec: Train
+    payload: dict[str, Any]
+    environment: dict[str, Any]
+    curve: str | None
+    """sha256 of its curve."""
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of the training itself, or None where its worker did not record them."""
+        return self.environment.get("seconds")
+
+    @property
+    def examples(self) -> int:
+        """Examples it was shown, with repetition."""
+        return self.spec.training.iterations * self.spec.training.batch_size
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """What two trainings must share for their times to be compared: machine, software, dataset, network, batch."""
+        imported = self.environment.get("imported") or {}
+        return {
+            "device": self.spec.execution.device,
+            "device_name": self.environment.get("device"),
+            "torch": self.environment.get("torch"),
+            "host": imported.get("host"),
+            "execution": self.spec.execution.model_dump(mode="json"),
+            "dataset": self.spec.dataset,
+            "network": self.spec.network.model_dump(mode="json"),
+            "batch_size": self.spec.training.batch_size,
+        }
+
+
+def trainings(
+    session: Session, *, suite: str | None = None, job: int | None = None, keys: Sequence[str] = (),
+    device: str | None = None,
+) -> list[Training]:  # fmt: skip
+    """Return the finished trainings that were targets or substitutes of the jobs asked for, newest job first."""
+    query = (
+        select(Stage.key, JobModel.label, Stage.spec, Result.payload, Result.environment, StageArtifact.sha256)
+        .join(JobModel, JobModel.stage_id == Stage.id)
+        .join(Job, Job.id == JobModel.job_id)
+        .join(Result, Result.stage_id == Stage.id)
+        .outerjoin(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == "curve"))
+        .where(Stage.kind == "train", Stage.state == StageState.SUCCEEDED)
+        .order_by(Job.id.desc(), JobModel.role.desc(), JobModel.position)
+    )
+    for column, value in ((Job.suite, suite), (Job.id, job)):
+        query = query if value is None else query.where(column == value)
+    if keys:
+        query = query.where(Stage.key.in_(list(keys)))
+    found: dict[str, Training] = {}
+    for key, label, spec, payload, environment, curve in session.execute(query):
+        if key not in found and device in (None, spec["execution"]["device"]):
+            found[key] = Training(key, label, Train.model_validate(spec), payload, environment, curve)
+    return list(found.values())
+
+
+def runs(every: Sequence[Training]) -> list[list[Training]]:
+    """Return the timed trainings by the run they can be compared within, the one with most recipes first."""
+    grouped: dict[str, list[Training]] = {}
+    for training in every:
+        if training.seconds:
+            grouped.setdefault(canonical_json(training.run), []).append(training)
+    return sorted(grouped.values(), key=lambda group: -len({one.spec.recipe for one in group}))

@@ -1,0 +1,92 @@
+"""Cost and curves over HTTP, of trainings that really ran, through core alone and an import."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import run
+from core.suites import suites
+from store.transfer import import_file
+from tests.api.house import LITTLE, House
+
+TIMED: dict[str, Any] = {
+    "name": "timed", "kind": "benchmark", "dataset": "mnist-mini", "training": {"iterations": 3, "batch_size": 4},
+    "defenses": [{"kind": "natural"}, {"kind": "e2sad"}, {"kind": "ifgsm_adv", "steps": 3}],
+    "attacks": [{"kind": "none"}], "substitutes": [], "limit": 5, "seeds": [0, 1], "description": "Six trainings.",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    suites()["timed"] = TIMED
+    path = tmp_path_factory.mktemp("timed") / "timed.zip"
+    assert run.main(["--suite", "timed", "--device", "cpu", "--threads", "1", "--out", str(path)]) == 0
+    yield path
+    del suites()["timed"]
+
+
+@pytest.fixture(scope="class")
+def trained(lasting_house: House, file: Path) -> House:
+    import_file(lasting_house.service.database, lasting_house.service.store, file)
+    return lasting_house
+
+
+class TestCost:
+    def test_ratios_are_to_natural_training_of_the_same_run(self, trained: House):
+        table = trained.get("/results/cost", suite="timed")
+        rows = {row["kind"]: row for row in table["rows"]}
+        assert [row["kind"] for row in table["rows"]] == ["natural", "e2sad", "ifgsm_adv"]
+        assert (rows["natural"]["measured_ratio"], rows["natural"]["counted_ratio"]) == (1, 1)
+        assert (rows["natural"]["units"], rows["e2sad"]["units"]) == (3, 10)
+        assert rows["e2sad"]["counted_ratio"] == pytest.approx(10 / 3)
+        for row in rows.values():
+            assert [seed["seed"] for seed in row["seeds"]] == [0, 1]
+            mean = sum(seed["seconds"] for seed in row["seeds"]) / 2 / (3 * 4)
+            assert row["seconds_per_example"] == pytest.approx(mean)
+            natural = rows["natural"]["seconds_per_example"]
+            assert row["measured_ratio"] == pytest.approx(row["seconds_per_example"] / natural)
+        assert table["run"]["device"] == "cpu"
+        assert table["run"]["device_name"]
+        assert table["claim"].startswith("natural H 1.00 : e2sad S ")
+
+    def test_what_recorded_no_time_is_not_compared(self, small_house: House):
+        small_house.post(LITTLE)
+        small_house.work(1)
+        table = small_house.get("/results/cost")
+        assert (table["run"], table["rows"], table["claim"]) == (None, [], "")
+
+    def test_devices_are_apart(self, trained: House):
+        assert trained.get("/results/cost", device="cuda")["rows"] == []
+
+    @pytest.mark.parametrize("path", ["cost", "curves"])
+    def test_a_job_that_does_not_exist(self, trained: House, path: str):
+        assert trained.client.get(f"/results/{path}", params={"job": 999}).status_code == 404
+
+
+class TestCurves:
+    def test_losses_and_accuracy_by_iteration(self, trained: House):
+        found = trained.get("/results/curves", suite="timed")
+        assert len(found["curves"]) == 6
+        curve = next(one for one in found["curves"] if one["label"].startswith("e2sad") and one["seed"] == 1)
+        series = curve["series"]
+        assert series["iteration"] == [1, 2, 3]
+        assert {"loss", "clean", "adversarial", "accuracy"} <= set(series)
+        assert all(len(values) == 3 for values in series.values())
+        assert all(0 <= share <= 1 and share * 4 == round(share * 4) for share in series["accuracy"])
+
+    def test_named_models(self, trained: House):
+        key = trained.get("/results/curves", suite="timed")["curves"][0]["key"]
+        assert [one["key"] for one in trained.get("/results/curves", model=key)["curves"]] == [key]
+
+    def test_a_model_that_does_not_exist(self, trained: House):
+        assert trained.client.get("/results/curves", params={"model": "0" * 64}).status_code == 404
+        assert trained.client.get("/results/curves", params={"model": "nonsense"}).status_code == 422
+
+    def test_a_result_without_a_curve_says_so(self, small_house: House):
+        job = small_house.post(LITTLE)
+        small_house.work(1)
+        found = small_house.get("/results/curves", job=job["id"])
+        assert found["curves"] == []
+        assert set(found["missing"].values()) == {"its result holds no curve"}

@@ -1,0 +1,330 @@
+"""A suite through core alone: repeatable, resumable, in a file that its reader can count again."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core import bundle, run
+from core.bundle import BundleError, Manifest
+from core.errors import ArtifactCorrupt
+from core.stages.train import Train
+
+ARGUMENTS = ["--suite", "little", "--device", "cpu", "--threads", "1"]
+LITTLE: dict[str, Any] = {
+    "name": "little", "kind": "benchmark", "dataset": "mnist-mini", "training": {"iterations": 4, "batch_size": 4},
+    "defenses": [{"kind": "natural"}, {"kind": "e2sad"}],
+    "attacks": [{"kind": "none"}, {"kind": "fgsm"}], "substitutes": ["natural H"], "transfer": [{"kind": "fgsm"}],
+    "limit": 13, "description": "Twelve stages.",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `little` be a suite."""
+    from core.suites import suites
+
+    monkeypatch.setitem(suites(), "little", LITTLE)
+
+
+def run_to(out: Path, *more: str) -> int:
+    return run.main([*ARGUMENTS, "--out", str(out), *more])
+
+
+def results(out: Path) -> dict[str, Any]:
+    """Return what a file says was found, without when and where."""
+    found = bundle.read(out)
+    return {
+        key: (entry.payload, {name: file.sha256 for name, file in entry.artifacts.items()})
+        for key, entry in found.manifest.stages.items()
+    }
+
+
+def rewritten(out: Path, target: Path, change: Any) -> Path:
+    """Return a copy of the file after `change` has had its manifest and its artifacts."""
+    with zipfile.ZipFile(out) as zipped:
+        members = {name: zipped.read(name) for name in zipped.namelist()}
+    manifest = json.loads(members[bundle.MANIFEST])
+    change(manifest, members)
+    members[bundle.MANIFEST] = json.dumps(manifest).encode()
+    with zipfile.ZipFile(target, "w") as zipped:
+        for name, data in members.items():
+            zipped.writestr(name, data)
+    return target
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from core.suites import suites
+
+    path = tmp_path_factory.mktemp("run") / "little.zip"
+    suites()["little"] = LITTLE
+    try:
+        assert run_to(path) == 0
+    finally:
+        del suites()["little"]
+    return path
+
+
+def test_the_file_holds_every_stage_and_no_weights(out: Path):
+    found = bundle.read(out)
+    kinds = [spec.kind for spec in found.specs.values()]
+    assert (kinds.count("train"), kinds.count("craft"), kinds.count("evaluate")) == (2, 2, 5)
+    (job,) = found.manifest.jobs
+    assert (job.suite, job.dataset, job.device, job.pairing) == ("little", "mnist-mini", "cpu", "same")
+    assert {(model.role, model.label) for model in job.models} == {
+        ("target", "natural H"), ("target", "e2sad S"), ("substitute", "natural H")}  # fmt: skip
+    for key, entry in found.manifest.stages.items():
+        if isinstance(found.specs[key], Train):
+            assert entry.artifacts["weights"].sha256 not in found.artifacts
+            assert entry.device_seconds == entry.environment["seconds"] > 0
+            assert entry.payload["passes_per_example"]
+    assert out.stat().st_size < 50_000
+
+
+def test_a_run_cut_short_goes_on_to_the_same_results(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    cut = tmp_path / "cut.zip"
+    assert run_to(cut, "--budget-seconds", "0") == run.CUT_SHORT
+    assert bundle.read(cut).manifest.stages == {}
+    statuses = [run_to(cut, "--budget-seconds", "0.4")]
+    while statuses[-1] == run.CUT_SHORT and len(statuses) < 30:
+        statuses.append(run_to(cut, "--budget-seconds", "1"))
+    assert statuses[-1] == 0
+    assert results(cut) == results(out)
+    assert "13" not in capsys.readouterr().err
+
+
+def test_the_order_gives_whole_columns_early():
+    _, planned = run._planned(run._parser().parse_args([*ARGUMENTS, "--out", "x"]))
+    stages = run.ordered(planned)
+    kinds = [stage.spec.kind for stage in stages]
+    assert kinds == ["train", "evaluate", "craft", "evaluate", "train", "evaluate", "craft", "evaluate", "evaluate"]
+    assert [stage.key for stage in stages] == [stage.key for stage in run.ordered(planned)]
+
+
+def test_a_file_without_weights_is_taken_over_and_what_it_lacks_is_computed_again(out: Path, tmp_path: Path):
+    """The evaluation of one attack is forgotten: its examples and their model come again, and nothing else."""
+
+    def forget(manifest: Any, members: Any) -> None:
+        key = next(k for k, e in manifest["stages"].items() if e["title"] == "evaluate e2sad S, seed 0, FGSM eps=0.3")
+        entry = manifest["stages"].pop(key)
+        manifest["jobs"][0]["stages"].remove(key)
+        kept = {file["sha256"] for other in manifest["stages"].values() for file in other["artifacts"].values()}
+        for file in entry["artifacts"].values():
+            if file["sha256"] not in kept:
+                del members[f"artifacts/{file['sha256']}"]
+
+    fewer, again = rewritten(out, tmp_path / "fewer.zip", forget), tmp_path / "again.zip"
+    assert len(results(fewer)) == 8
+    assert run_to(again, "--resume", str(fewer)) == 0
+    assert results(again) == results(out)
+    made = {file.name for file in (tmp_path / "again.zip.folder" / "artifacts").iterdir()}
+    weights = {
+        entry.title: entry.artifacts["weights"].sha256
+        for entry in bundle.read(out).manifest.stages.values()
+        if "weights" in entry.artifacts
+    }
+    assert weights["train e2sad S, seed 0"] in made
+    assert weights["train natural H, seed 0"] not in made
+
+
+def test_bytes_that_do_not_come_again_are_no_continuation(out: Path, tmp_path: Path):
+    def other(manifest: Any, members: Any) -> None:
+        for key, entry in list(manifest["stages"].items()):
+            if entry["title"].startswith("evaluate natural H, seed 0, FGSM"):
+                del manifest["stages"][key]
+                manifest["jobs"][0]["stages"].remove(key)
+            if "weights" in entry["artifacts"]:
+                entry["artifacts"]["weights"]["sha256"] = "0" * 64
+        kept = {file["sha256"] for entry in manifest["stages"].values() for file in entry["artifacts"].values()}
+        for name in list(members):
+            if name != bundle.MANIFEST and name.removeprefix("artifacts/") not in kept:
+                del members[name]
+
+    changed = rewritten(out, tmp_path / "changed.zip", other)
+    assert run_to(tmp_path / "again.zip", "--resume", str(changed)) == 1
+
+
+def test_equal_contents_give_equal_bytes(out: Path, tmp_path: Path):
+    found = bundle.read(out)
+    for name in ("a", "b"):
+        bundle.write(tmp_path / name, found.manifest, lambda sha256: found.artifacts[sha256])
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert results(tmp_path / "a") == results(out)
+
+
+def test_altered_bytes_in_the_folder_are_noticed(tmp_path: Path):
+    folder = run.Folder(tmp_path)
+    sha256 = folder.put(b"bytes")
+    assert folder.artifact(sha256) == b"bytes"
+    (tmp_path / "artifacts" / sha256).write_bytes(b"other")
+    with pytest.raises(ArtifactCorrupt, match="altered"):
+        folder.artifact(sha256)
+
+
+def test_core_alone_needs_no_service():
+    """Nothing of the service is imported, not even where it is installed."""
+    code = (
+        "import sys; import core.run; bad = [m for m in ('sqlalchemy', 'fastapi', 'celery', 'alembic', 'httpx', "
+        "'pydantic_settings', 'redis', 'store', 'api', 'worker') if m in sys.modules]; assert not bad, bad; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--suite", "nope"], "no suite 'nope'"), (["--data-dir", "/nowhere", "--suite", "e2sad-mnist"], "lacks")],
+)  # fmt: skip
+def test_what_cannot_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str):
+    assert run.main([*ARGUMENTS, "--out", str(tmp_path / "x.zip"), *arguments]) == 1
+    assert said in capsys.readouterr().err
+
+
+class TestRefusals:
+    """Whatever is changed in a file, reading it says so."""
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            ("count", "its bits sum to"),
+            ("n", "is over 13 images"),
+            ("bits", "is not what its name says"),
+            ("more bits", "are not one bit for each"),
+            ("spec", "does not have this key here"),
+            ("missing bits", "the artifact correct is missing"),
+            ("parent", "needs stage"),
+            ("stray", "which no stage of it refers to"),
+            ("field", "Extra inputs"),
+            ("format", "format"),
+            ("dataset", "not known here"),
+            ("no job", "belongs to no job"),
+            ("model", "which is none of its train stages"),
+            ("unnamed", "does not name its model"),
+            ("device", "ran on cuda"),
+            ("job", "spec that is none here"),
+            ("weights", "names no weights"),
+            ("kind", "this code knows no such stage"),
+        ],
+    )
+    def test_altered(self, out: Path, tmp_path: Path, change: str, said: str):
+        with pytest.raises(BundleError, match=said):
+            bundle.read(rewritten(out, tmp_path / "altered.zip", ALTERATIONS[change]))
+
+    @pytest.mark.parametrize("keep", [0, 1, 100, -1, -40])
+    def test_torn(self, out: Path, tmp_path: Path, keep: int):
+        torn = tmp_path / "torn.zip"
+        torn.write_bytes(out.read_bytes()[:keep])
+        with pytest.raises(BundleError, match="is damaged"):
+            bundle.read(torn)
+
+    def test_a_flipped_byte_anywhere_is_noticed_or_changes_nothing(self, out: Path, tmp_path: Path):
+        whole, expected = out.read_bytes(), results(out)
+        for position in range(0, len(whole), 97):
+            changed = bytearray(whole)
+            changed[position] ^= 0x40
+            (tmp_path / "x").write_bytes(changed)
+            with suppress(BundleError):
+                assert results(tmp_path / "x") == expected
+
+    def test_no_file(self, tmp_path: Path):
+        with pytest.raises(BundleError, match="no file of results"):
+            bundle.read(tmp_path / "missing.zip")
+
+
+def first(manifest: Any, kind: str) -> tuple[str, Any]:
+    return next((key, entry) for key, entry in manifest["stages"].items() if entry["spec"]["kind"] == kind)
+
+
+def alter_payload(name: str, by: int) -> Any:
+    def change(manifest: Any, _: Any) -> None:
+        first(manifest, "evaluate")[1]["payload"][name] += by
+
+    return change
+
+
+def other_bits(data: bytes) -> Any:
+    """Return a change that puts other bits, hashed and sized as they should be."""
+
+    def change(manifest: Any, members: Any) -> None:
+        _, entry = first(manifest, "evaluate")
+        file = entry["artifacts"]["correct"]
+        for other in manifest["stages"].values():
+            if other is not entry and other["artifacts"].get("correct", {}).get("sha256") == file["sha256"]:
+                break
+        else:
+            del members[f"artifacts/{file['sha256']}"]
+        sha256 = hashlib.sha256(data).hexdigest()
+        members[f"artifacts/{sha256}"] = data
+        file |= {"sha256": sha256, "size": len(data)}
+
+    return change
+
+
+def overwrite_bits(manifest: Any, members: Any) -> None:
+    members[f"artifacts/{first(manifest, 'evaluate')[1]['artifacts']['correct']['sha256']}"] = b"\xff\xff"
+
+
+def alter_spec(manifest: Any, _: Any) -> None:
+    first(manifest, "train")[1]["spec"]["training"]["lr"] = 0.5
+
+
+def drop_bits(manifest: Any, members: Any) -> None:
+    del members[f"artifacts/{first(manifest, 'evaluate')[1]['artifacts']['correct']['sha256']}"]
+
+
+def drop_parent(manifest: Any, members: Any) -> None:
+    key, entry = first(manifest, "train")
+    del manifest["stages"][key], members[f"artifacts/{entry['artifacts']['curve']['sha256']}"]
+
+
+def set_in_job(name: str, value: Any) -> Any:
+    def change(manifest: Any, _: Any) -> None:
+        manifest["jobs"][0][name] = value
+
+    return change
+
+
+def rename_model(manifest: Any, _: Any) -> None:
+    manifest["jobs"][0]["models"][0]["key"] = first(manifest, "evaluate")[0]
+
+
+def drop_weights(manifest: Any, _: Any) -> None:
+    del first(manifest, "train")[1]["artifacts"]["weights"]
+
+
+def unknown_kind(manifest: Any, _: Any) -> None:
+    first(manifest, "craft")[1]["spec"]["kind"] = "dream"
+
+
+ALTERATIONS: dict[str, Any] = {
+    "count": alter_payload("n_correct", 1),
+    "n": alter_payload("n", 1),
+    "bits": overwrite_bits,
+    "more bits": other_bits(b"\xff\xff"),
+    "spec": alter_spec,
+    "missing bits": drop_bits,
+    "parent": drop_parent,
+    "stray": lambda _, members: members.update({"artifacts/stray": b"x"}),
+    "field": lambda manifest, _: manifest.update(extra=1),
+    "format": lambda manifest, _: manifest.update(format=2),
+    "dataset": set_in_job("dataset", "nothing"),
+    "no job": lambda manifest, _: manifest["jobs"][0].update(stages=[], models=[]),
+    "model": rename_model,
+    "unnamed": set_in_job("models", []),
+    "device": set_in_job("device", "cuda"),
+    "job": set_in_job("spec", {"kind": "benchmark", "nonsense": 1}),
+    "weights": drop_weights,
+    "kind": unknown_kind,
+}
+
+
+def test_the_manifest_is_read_as_it_was_written(out: Path):
+    found = bundle.read(out).manifest
+    assert Manifest.model_validate_json(found.model_dump_json()) == found
