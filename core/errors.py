@@ -5,6 +5,7 @@ GauntletError
 │   └── Diverged         the training itself failed: loss is NaN or infinite
 ├── DatasetMissing       the files are not in DATA_DIR, or are not the published ones
 ├── ArtifactCorrupt      stored bytes do not match their sha256
+├── OutOfMemory          the device has too little memory, however few examples it is given at once
 └── Interrupted          the stage was asked to stop: cancelled, drained, or its lease was lost
 """
 
@@ -35,6 +36,10 @@ class DatasetMissing(GauntletError):
 
 class ArtifactCorrupt(GauntletError):
     """Stored bytes are missing or do not match their sha256."""
+
+
+class OutOfMemory(GauntletError):
+    """The device has too little memory for a single example; the message says how much was asked for."""
 
 
 class Interrupted(GauntletError):

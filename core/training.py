@@ -16,15 +16,16 @@ from pydantic import Field, model_validator
 
 from core.canonical import derive_seed
 from core.compute import configured, number_format, placed, unit_images
-from core.defenses.base import Batch
+from core.defenses.base import Batch, Gradients, add_scaled
 from core.errors import ArtifactCorrupt, Diverged, Interrupted
 from core.fields import Count, Number
 from core.kinds import Spec
 from core.losses import soft_targets
 from core.monitor import Monitor, Unwatched
+from core.portions import Portion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import Tensor, nn
@@ -68,6 +69,8 @@ class Trained:
 
     weights: dict[str, Tensor]
     curve: list[dict[str, float]]
+    micro_batch: int | None = None
+    """Examples at once, where memory did not allow the whole batch."""
 
 
 def train(
@@ -82,14 +85,20 @@ def train(
     labels: Tensor,
     resume: bytes | None = None,
     monitor: Monitor = _UNWATCHED,
+    micro_batch: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Trained:
     """Return the network trained by `defense` on `images` (whole numbers, [N, C, H, W]) and `labels` ([N]).
 
     `recipe` names everything but the seed; `resume` is a checkpoint of the same training, and the result is that of
     the undisturbed run, bit for bit.
 
+    `micro_batch` bounds the examples that go through the network at once; the gradients of a batch's parts add up to
+    its own, but for rounding. Where memory runs out it is halved, and `tell` hears of it.
+
     Raises:
         Diverged: a loss or a weight is NaN or infinite.
+        OutOfMemory: the device cannot hold the passes of a single example.
         ArtifactCorrupt: `resume` is damaged or belongs to another training.
         Interrupted: the monitor said so; where the reason is "drain" a checkpoint has been saved.
     """
@@ -104,7 +113,10 @@ def train(
             images=images,
             labels=labels,
             monitor=monitor,
+            portion=Portion(training.batch_size, tell),
         )
+        if micro_batch is not None:
+            run.portion.lower_to(micro_batch)
         if resume is not None:
             run.restore(resume)
         return run.to_the_end()
@@ -198,7 +210,9 @@ class _Run:
         images: Tensor,
         labels: Tensor,
         monitor: Monitor,
+        portion: Portion,
     ):
+        self.portion = portion
         self.defense, self.training, self.execution, self.monitor = defense, training, execution, monitor
         self.identity = {"recipe": recipe, "seed": seed}
         self.images, self.labels = images.to(execution.device), labels.to(execution.device)
@@ -228,11 +242,34 @@ class _Run:
         for name, weight in weights.items():
             if not bool(weight.isfinite().all()):
                 raise Diverged(f"training diverged: the weight {name} is not finite after the last iteration")
-        return Trained(weights, self.curve)
+        return Trained(weights, self.curve, self.portion.lowered)
 
     def _step(self) -> dict[str, Tensor]:
         indices = self.order(self.iteration)
-        batch = Batch(
+        gradients = self.portion.fit(lambda size: self._gradients(indices, size), len(indices))
+        for weight, gradient in zip(self.params, gradients.weights, strict=True):
+            weight.grad = gradient
+        self.optimiser.step()
+        self.iteration += 1
+        return gradients.losses
+
+    def _gradients(self, indices: Tensor, size: int) -> Gradients:
+        """Return the batch's gradients from parts of it, each weighted by its share: its losses are means."""
+        first, *others = indices.split(size)
+        found = self.defense.gradients(self._batch(first))
+        if not others:
+            return found
+        share = len(first) / len(indices)
+        weights = [weight * share for weight in found.weights]
+        losses = {name: loss * share for name, loss in found.losses.items()}
+        for part in others:
+            share, found = len(part) / len(indices), self.defense.gradients(self._batch(part))
+            add_scaled(weights, found.weights, share)
+            losses = {name: loss + found.losses[name] * share for name, loss in losses.items()}
+        return Gradients(weights, losses)
+
+    def _batch(self, indices: Tensor) -> Batch:
+        return Batch(
             model=self.model,
             params=self.params,
             images=unit_images(self.images[indices], self.execution),
@@ -243,12 +280,6 @@ class _Run:
             seed=self.noise_seed,
             monitor=self.monitor,
         )
-        gradients = self.defense.gradients(batch)
-        for weight, gradient in zip(self.params, gradients.weights, strict=True):
-            weight.grad = gradient
-        self.optimiser.step()
-        self.iteration += 1
-        return gradients.losses
 
     def _record(self, losses: dict[str, Tensor]) -> None:
         total = self.training.iterations
@@ -272,7 +303,9 @@ class _Run:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for number, weight in enumerate(self.params):
             tensors |= {f"optimiser.{number}.{key}": value for key, value in self.optimiser.state[weight].items()}
-        state = json.dumps({**self.identity, "iteration": self.iteration, "curve": self.curve})
+        state = json.dumps(
+            {**self.identity, "iteration": self.iteration, "curve": self.curve, "micro_batch": self.portion.size}
+        )
         return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"state": state})
 
     def restore(self, data: bytes) -> None:
@@ -294,6 +327,7 @@ class _Run:
                     weight = self.params[int(number)]
                     self.optimiser.state[weight][key] = _like(weight, value)
             self.iteration, self.curve = int(state["iteration"]), list(state["curve"])
+            self.portion.lower_to(int(state.get("micro_batch", self.portion.size)))
         except (RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
             raise ArtifactCorrupt(f"the checkpoint does not fit this training: {error}") from error
 

@@ -97,13 +97,13 @@ class StageRunner:
             for name, (media_type, data) in outcome.artifacts.items()
         ]
         crashpoint("after-artifacts")
-        lines = watch.take_lines()
+        lines, made_in = watch.take_lines(), {**environment(), **outcome.environment}
 
         def record() -> list[Bell]:
             crashpoint("before-result")
             with self._database.write() as session:
                 stages.write_log(session, claim.stage_id, claim.fence, lines)
-                return stages.succeed(session, claim.stage_id, claim.fence, outcome.payload, environment(), stored)
+                return stages.succeed(session, claim.stage_id, claim.fence, outcome.payload, made_in, stored)
 
         bells = _insist(record)
         crashpoint("after-result")

@@ -9,7 +9,7 @@ from core.defenses import AnyDefense
 from core.errors import ArtifactCorrupt, SpecError
 from core.fields import Seed
 from core.networks import AnyNetwork
-from core.stages.base import Context, Outcome, Stage
+from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.training import Training
 
 WEIGHTS = "weights"
@@ -56,6 +56,7 @@ class Train(Stage):
             return train(
                 self.defense, self.network, self.training, self.execution, recipe=self.recipe, seed=self.seed,
                 images=data.train_images, labels=data.train_labels, resume=resume, monitor=context.monitor,
+                tell=context.log,
             )  # fmt: skip
 
         trained = _from_newest(context, attempt)
@@ -67,7 +68,8 @@ class Train(Stage):
         }
         curve = json.dumps(trained.curve).encode()
         weights = weights_to_bytes(trained.weights)
-        return Outcome(payload, {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)})
+        artifacts = {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)}
+        return Outcome(payload, artifacts, micro_batch(trained.micro_batch))
 
 
 def _from_newest(context: Context, attempt: Any) -> Any:
