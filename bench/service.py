@@ -15,12 +15,13 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from bench import load, rows
 from core.datasets import DATASETS
@@ -98,7 +99,7 @@ def work_itself(spec: dict[str, Any], repeats: int) -> list[float]:
     stage, context, seconds = Train.model_validate(spec), Bare(), []
     for number in range(repeats + 3):
         began = time.perf_counter()
-        stage.run(context)  # pyright: ignore
+        stage.run(context)
         if number >= 3:
             seconds.append(time.perf_counter() - began)
     return seconds
@@ -116,16 +117,20 @@ def queue_rows(service: Processes, database: Database, lone: int, many: int) -> 
     with database.read() as session:
         keys = [stage["key"] for stage in job["stages"]]
         begun = sorted(
-            session.scalars(select(Attempt.started_at).join(Stage, Stage.id == Attempt.stage_id).where(Stage.key.in_(keys)))
+            session.scalars(
+                select(Attempt.started_at).join(Stage, Stage.id == Attempt.stage_id).where(Stage.key.in_(keys))
+            )
         )
         spec = session.scalars(select(Stage.spec).where(Stage.key == keys[0])).one()
     work = statistics.median(work_itself(spec, 50))
-    cycles = [after - before for before, after in zip(begun, begun[1:], strict=False)]
+    cycles = [after - before for before, after in pairwise(begun)]
     claimed, done = [claimed for claimed, _ in waits], [done for _, done in waits]
     added = [1000 * (cycle - work) for cycle in cycles]
     return [
         figure("ready to claimed, warm idle worker", "s", claimed),
-        figure("ready to the end of a one-iteration training", "s", done, "start <= 0.3 s", percentile(done, 50) <= 0.3),
+        figure(
+            "ready to the end of a one-iteration training", "s", done, "start <= 0.3 s", percentile(done, 50) <= 0.3
+        ),
         figure("work of a one-iteration training, without the service", "ms", [1000 * work]),
         figure("queue's share of a stage", "ms", added, "p50 <= 20 ms", statistics.median(added) <= 20),
     ]
@@ -304,7 +309,7 @@ def line(row: dict[str, Any]) -> str:
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench service", description=__doc__)
     for name, default, says in (
-        ("lone", 30, "jobs of one stage, one after the other"), ("many", 300, "stages of the job behind the queue's share"),
+        ("lone", 30, "jobs of one stage, one after the other"), ("many", 300, "stages behind the queue's share"),
         ("suites", 7, "suites of 2,000 stages"), ("evaluations", 1_000_000, "evaluations behind the matrix"),
         ("matrices", 30, "matrices"), ("ready", 100_000, "ready stages"), ("claims", 200, "claims per claimer"),
     ):  # fmt: skip

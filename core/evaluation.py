@@ -50,7 +50,10 @@ def craft(
 
     def some(begin: int, size: int) -> Tensor:
         indices = positions[begin : begin + size]
-        clean, truth = unit_images(images[begin : begin + size], execution), labels[begin : begin + size].to(execution.device)
+        clean, truth = (
+            unit_images(images[begin : begin + size], execution),
+            labels[begin : begin + size].to(execution.device),
+        )
         adversarial = attack(model, clean, truth, smoothing=smoothing, indices=indices, monitor=monitor)
         monitor.progress(begin + len(indices), len(images))
         return adversarial.to("cpu", torch.float32, memory_format=torch.contiguous_format)

@@ -207,8 +207,18 @@ class Evaluation(Base):
     __table_args__ = (
         # everything a matrix counts, so that a million evaluations are summed without reading their rows
         Index(
-            "ix_evaluations_cells", "dataset", "device", "image_limit", "whitebox", "cell", "target_seed",
-            "substitute_seed", "n", "n_correct", "target_id", "stage_id",
+            "ix_evaluations_cells",
+            "dataset",
+            "device",
+            "image_limit",
+            "whitebox",
+            "cell",
+            "target_seed",
+            "substitute_seed",
+            "n",
+            "n_correct",
+            "target_id",
+            "stage_id",
         ),
         Index("ix_evaluations_target_id", "target_id"),
     )

@@ -43,6 +43,7 @@ def tables(url: str) -> set[str]:
 
 def differences(url: str, metadata: MetaData = Base.metadata) -> list[object]:
     with factories.opened(url) as database, database.engine.connect() as connection:
+
         def told(thing: object, name: str | None, *_: object) -> bool:
             return not (database.is_sqlite and name == "ix_stages_ready")  # SQLite does not tell an index's direction
 

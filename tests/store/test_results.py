@@ -315,7 +315,9 @@ class TestManyEvaluations:
         }
 
     def test_the_numbers_are_those_of_the_listed_table(self, database: Database, monkeypatch: pytest.MonkeyPatch):
-        post(database, body(defenses=NAMED, substitutes=["A", {"kind": "pgd_minmax"}], transfer=[FGSM], seeds=[0, 1, 2]))
+        post(
+            database, body(defenses=NAMED, substitutes=["A", {"kind": "pgd_minmax"}], transfer=[FGSM], seeds=[0, 1, 2])
+        )
         finish(database, by_seed(database, {0: 2, 1: 4, 2: 9}))
         listed = [whitebox(database), blackbox(database)]
         assert all(len(cell.counts) == 3 for matrix in listed for cell in matrix.cells.values())
