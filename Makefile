@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo serve paper test storm bench check lint clean
+.PHONY: help install dev demo serve paper test storm bench soak check lint clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,9 +41,13 @@ test: dev ## the whole test suite, with a real PostgreSQL and a real Redis
 storm: dev ## three minutes of faults over real stages; STORM="--faults 1000 --seconds 3600 --out docs/results/storm.json"
 	$(BIN)/python -m tests.storm $(STORM)
 
-bench: dev ## training and crafting against plain loops, foolbox, ART and the device's ceilings
+bench: dev ## training and crafting against plain loops, foolbox, ART and the ceilings; then the service's figures
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m bench $(BENCH)
+	$(BIN)/python -m bench service $(SERVICE)
+
+soak: dev ## a service under a slow trickle: memory drift, descriptors; SOAK="--hours 24"
+	$(BIN)/python -m scripts.soak $(SOAK)
 
 lint: dev ## formatting, lint, types, dependency rule
 	$(BIN)/ruff format --check .

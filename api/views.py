@@ -27,6 +27,15 @@ ASSUMED_RATE = {"cpu": 4e10, "cuda": 2e13}
 Counts = dict[str, tuple[int, float, float]]
 
 
+def counted(rows: Sequence[Stage]) -> Counts:
+    """Return what `store.jobs.counts` says of a job of these stages."""
+    counts: Counts = {}
+    for row in rows:
+        number, flop, seconds = counts.get(row.state, (0, 0.0, 0.0))
+        counts[row.state] = (number + 1, flop + row.flop, seconds + row.device_seconds)
+    return counts
+
+
 def progress(counts: Counts, running: Sequence[Stage] = ()) -> ProgressReply:
     """Return how far a job is, by floating-point operations."""
     total = sum(flop for _, flop, _ in counts.values())

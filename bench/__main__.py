@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -201,4 +202,9 @@ def table(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["service"]:
+        from bench import service  # which needs no GPU, and its own servers
+
+        service.main(sys.argv[2:])
+    else:
+        main()

@@ -7,6 +7,7 @@ GauntletError
 ├── DatasetMissing       the files are not in DATA_DIR, or are not the published ones
 ├── ArtifactCorrupt      stored bytes do not match their sha256
 ├── StoreAway            the artifact store cannot be reached, refuses, or has no room
+├── OutOfMemory          the device has too little memory, however few examples it is given at once
 └── Interrupted          the stage was asked to stop: cancelled, drained, or its lease was lost
 """
 
@@ -45,6 +46,10 @@ class ArtifactCorrupt(GauntletError):
 
 class StoreAway(GauntletError):
     """The artifact store cannot be reached, refuses, or has no room: no fault of what was to be stored or read."""
+
+
+class OutOfMemory(GauntletError):
+    """The device has too little memory for a single example; the message says how much was asked for."""
 
 
 class Interrupted(GauntletError):

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from core.compute import configured, unit_images
 from core.monitor import Monitor, Unwatched
+from core.portions import Portion
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from core.execution import Execution
 
 _UNWATCHED = Unwatched()
+PORTION = 500
+"""Images attacked at once, where memory allows."""
+PREDICTED = 1000
+"""Images looked at once, where memory allows."""
 
 
 def craft(
@@ -27,36 +34,62 @@ def craft(
     *,
     smoothing: float = 0.0,
     monitor: Monitor = _UNWATCHED,
-    batch: int = 500,
+    batch: int = PORTION,
+    portion: Portion | None = None,
 ) -> Tensor:
     """Return float32 adversarial images on the CPU for `images`, whole numbers or floats in [0, 1].
 
     Random numbers belong to an image's position in `images`, so the first n images of a set get the same ones.
+    `portion` takes the place of `batch` for a caller who wants to know what memory allowed.
 
     Raises:
+        OutOfMemory: the device cannot hold the passes of a single image.
         Interrupted: the monitor said so, between two attack steps.
     """
     import torch
 
-    done: list[Tensor] = []
+    def some(begin: int, size: int) -> Tensor:
+        indices = positions[begin : begin + size]
+        clean, truth = (
+            unit_images(images[begin : begin + size], execution),
+            labels[begin : begin + size].to(execution.device),
+        )
+        adversarial = attack(model, clean, truth, smoothing=smoothing, indices=indices, monitor=monitor)
+        monitor.progress(begin + len(indices), len(images))
+        return adversarial.to("cpu", torch.float32, memory_format=torch.contiguous_format)
+
     positions = torch.arange(len(images), device=execution.device)
     with configured(execution):
-        for indices in positions.split(batch):
-            begin, end = int(indices[0]), int(indices[0]) + len(indices)
-            clean, truth = unit_images(images[begin:end], execution), labels[begin:end].to(execution.device)
-            adversarial = attack(model, clean, truth, smoothing=smoothing, indices=indices, monitor=monitor)
-            done.append(adversarial.to("cpu", torch.float32, memory_format=torch.contiguous_format))
-            monitor.progress(end, len(images))
-    return torch.cat(done)
+        return _in_portions(some, len(images), portion or Portion(batch))
 
 
-def predict(model: nn.Module, images: Tensor, execution: Execution, batch: int = 1000) -> Tensor:
-    """Return the predicted classes, int64 on the CPU, of `images`, whole numbers or floats in [0, 1]."""
+def predict(
+    model: nn.Module, images: Tensor, execution: Execution, batch: int = PREDICTED, portion: Portion | None = None
+) -> Tensor:
+    """Return the predicted classes, int64 on the CPU, of `images`, whole numbers or floats in [0, 1].
+
+    Raises:
+        OutOfMemory: the device cannot hold the pass of a single image.
+    """
     import torch
 
+    def some(begin: int, size: int) -> Tensor:
+        return model(unit_images(images[begin : begin + size], execution)).argmax(1).cpu()
+
     with configured(execution), torch.no_grad():
-        batches = [model(unit_images(piece, execution)).argmax(1) for piece in images.split(batch)]
-        return torch.cat(batches).cpu()
+        return _in_portions(some, len(images), portion or Portion(batch))
+
+
+def _in_portions(some: Callable[[int, int], Tensor], total: int, portion: Portion) -> Tensor:
+    """Return the parts that `some(begin, size)` makes, one after the other, in one tensor."""
+    import torch
+
+    done: list[Tensor] = []
+    begin = 0
+    while begin < total:
+        done.append(portion.fit(lambda size, begin=begin: some(begin, size), total - begin))
+        begin += len(done[-1])
+    return torch.cat(done)
 
 
 def correct_bits(predictions: Tensor, labels: Tensor) -> bytes:

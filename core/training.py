@@ -17,15 +17,16 @@ from pydantic import Field, model_validator
 from core.canonical import derive_seed
 from core.capture import Captured
 from core.compute import configured, in_bfloat16, number_format, placed, unit_images
-from core.defenses.base import Batch
+from core.defenses.base import Batch, Gradients, add_scaled
 from core.errors import ArtifactCorrupt, Diverged, Interrupted
 from core.fields import Count, Number
 from core.kinds import Spec
 from core.losses import soft_targets
 from core.monitor import Monitor, Unwatched
+from core.portions import Portion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import torch
     from torch import Tensor, nn
@@ -74,6 +75,8 @@ class Trained:
     curve: list[dict[str, float]]
     seconds: float
     """By the monitor's clock, over all attempts, without what an interruption lost and without the outages."""
+    micro_batch: int | None = None
+    """Examples at once, where memory did not allow the whole batch."""
 
 
 def train(
@@ -88,14 +91,20 @@ def train(
     labels: Tensor,
     resume: bytes | None = None,
     monitor: Monitor = _UNWATCHED,
+    micro_batch: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Trained:
     """Return the network trained by `defense` on `images` (whole numbers, [N, C, H, W]) and `labels` ([N]).
 
     `recipe` names everything but the seed; `resume` is a checkpoint of the same training, and the result is that of
     the undisturbed run, bit for bit.
 
+    `micro_batch` bounds the examples that go through the network at once; the gradients of a batch's parts add up to
+    its own, but for rounding. Where memory runs out it is halved, and `tell` hears of it.
+
     Raises:
         Diverged: a loss or a weight is NaN or infinite.
+        OutOfMemory: the device cannot hold the passes of a single example.
         ArtifactCorrupt: `resume` is damaged or belongs to another training.
         Interrupted: the monitor said so; where the reason is "drain" a checkpoint has been saved.
     """
@@ -110,7 +119,10 @@ def train(
             images=images,
             labels=labels,
             monitor=monitor,
+            portion=Portion(training.batch_size, tell),
         )
+        if micro_batch is not None:
+            run.portion.lower_to(micro_batch)
         if resume is not None:
             run.restore(resume)
         return run.to_the_end()
@@ -204,7 +216,9 @@ class _Run:
         images: Tensor,
         labels: Tensor,
         monitor: Monitor,
+        portion: Portion,
     ):
+        self.portion = portion
         self.defense, self.training, self.execution, self.monitor = defense, training, execution, monitor
         self.identity = {"recipe": recipe, "seed": seed}
         self.images, self.labels = images.to(execution.device), labels.to(execution.device)
@@ -238,7 +252,7 @@ class _Run:
         for name, weight in weights.items():
             if not bool(weight.isfinite().all()):
                 raise Diverged(f"training diverged: the weight {name} is not finite after the last iteration")
-        return Trained(weights, self.curve, self.monitor.clock() - self.began)
+        return Trained(weights, self.curve, self.monitor.clock() - self.began, self.portion.lowered)
 
     def _step(self) -> dict[str, Tensor]:
         losses = self.iterate(self.order(self.iteration), self.iteration)
@@ -247,7 +261,29 @@ class _Run:
 
     def _iterate(self, indices: Tensor, iteration: int | Tensor) -> dict[str, Tensor]:
         """Train on one batch and return its losses; all of it is work for the device that nothing here waits for."""
-        batch = Batch(
+        gradients = self.portion.fit(lambda size: self._gradients(indices, iteration, size), len(indices))
+        for weight, gradient in zip(self.params, gradients.weights, strict=True):
+            weight.grad = gradient
+        self.optimiser.step()
+        return gradients.losses
+
+    def _gradients(self, indices: Tensor, iteration: int | Tensor, size: int) -> Gradients:
+        """Return the batch's gradients from parts of it, each weighted by its share: its losses are means."""
+        first, *others = indices.split(size)
+        found = self.defense.gradients(self._batch(first, iteration))
+        if not others:
+            return found
+        share = len(first) / len(indices)
+        weights = [weight * share for weight in found.weights]
+        losses = {name: loss * share for name, loss in found.losses.items()}
+        for part in others:
+            share, found = len(part) / len(indices), self.defense.gradients(self._batch(part, iteration))
+            add_scaled(weights, found.weights, share)
+            losses = {name: loss + found.losses[name] * share for name, loss in losses.items()}
+        return Gradients(weights, losses)
+
+    def _batch(self, indices: Tensor, iteration: int | Tensor) -> Batch:
+        return Batch(
             model=self.called,
             params=self.params,
             images=unit_images(self.images[indices], self.execution),
@@ -258,11 +294,6 @@ class _Run:
             seed=self.noise_seed,
             monitor=self.monitor,
         )
-        gradients = self.defense.gradients(batch)
-        for weight, gradient in zip(self.params, gradients.weights, strict=True):
-            weight.grad = gradient
-        self.optimiser.step()
-        return gradients.losses
 
     def _record(self, losses: dict[str, Tensor]) -> None:
         total = self.training.iterations
@@ -295,8 +326,12 @@ class _Run:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for number, weight in enumerate(self.params):
             tensors |= {f"optimiser.{number}.{key}": value for key, value in self.optimiser.state[weight].items()}
-        seconds = self.monitor.clock() - self.began
-        state = json.dumps({**self.identity, "iteration": self.iteration, "curve": self.curve, "seconds": seconds})
+        state = json.dumps(
+            {
+                **self.identity, "iteration": self.iteration, "curve": self.curve, "micro_batch": self.portion.size,
+                "seconds": self.monitor.clock() - self.began,
+            }
+        )  # fmt: skip
         return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"state": state})
 
     def restore(self, data: bytes) -> None:
@@ -319,6 +354,7 @@ class _Run:
                     self.optimiser.state[weight][key] = _like(weight, value)
             self.iteration, self.curve = int(state["iteration"]), list(state["curve"])
             self.began = self.monitor.clock() - float(state.get("seconds", 0.0))
+            self.portion.lower_to(int(state.get("micro_batch", self.portion.size)))
         except (RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
             raise ArtifactCorrupt(f"the checkpoint does not fit this training: {error}") from error
 

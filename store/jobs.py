@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
+from core.attacks import Attack
 from core.canonical import digest
 from core.plan import Model, Plan, PlannedStage
 from core.stages import Stage as StageSpec
@@ -60,14 +61,18 @@ def submit(session: Session, wanted: Submission, plan: Plan) -> tuple[int, list[
         .returning(Job.id)
     )  # fmt: skip
     assert job_id is not None  # noqa: S101 - INSERT ... RETURNING returns a row
-    _attach(session, job_id, ids, plan)
-    lifted = _revive(session, list(ids.values()), wanted.priority)
+    found = _found(session, list(ids.values()))
+    _attach(session, job_id, ids, plan, found)
+    lifted = _revive(session, [row.id for row in found.values() if _wants_life(row, wanted.priority)], wanted.priority)
     bells = _open(session, list(ids.values()))
     events.append(session, job_id, "job.queued", {"stages": len(ids)})
-    _join_running(session, job_id)
-    for waiting in events.lock_jobs(session, lifted):
-        roll_up(session, waiting)  # a cancelled job waits no longer for a stage that now goes on
-    roll_up(session, job_id)
+    if any(row.state == StageState.RUNNING for row in found.values()):
+        _join_running(session, job_id)
+    if lifted:
+        for waiting in events.lock_jobs(session, lifted):
+            roll_up(session, waiting)  # a cancelled job waits no longer for a stage that now goes on
+    if not bells:  # what is ready keeps a job alive
+        roll_up(session, job_id)
     return job_id, bells
 
 
@@ -123,18 +128,31 @@ def _insert_edges(session: Session, ordered: Sequence[PlannedStage], ids: dict[s
     _insert_ignore(session, StageParent, edges)
 
 
-def _attach(session: Session, job_id: int, ids: dict[str, int], plan: Plan) -> None:
-    states: dict[int, str] = {}
-    for chunk in _chunks(list(ids.values())):
-        states.update(
-            {row.id: row.state for row in session.execute(select(Stage.id, Stage.state).where(Stage.id.in_(chunk)))}
-        )
+def _found(session: Session, ids: Sequence[int]) -> dict[int, Any]:
+    """Return the locked stages as they are: state, priority, whether they are being cancelled."""
+    columns = (Stage.id, Stage.state, Stage.priority, Stage.cancel_requested)
+    found: dict[int, Any] = {}
+    for chunk in _chunks(ids):
+        found.update({row.id: row for row in session.execute(select(*columns).where(Stage.id.in_(chunk)))})
+    return found
+
+
+def _wants_life(row: Any, priority: int) -> bool:
+    """Return whether `_revive` has something to do for a stage."""
+    return (
+        row.cancel_requested
+        or row.state in (StageState.FAILED, StageState.CANCELLED)
+        or (row.state in LIVE and row.priority < priority)
+    )
+
+
+def _attach(session: Session, job_id: int, ids: dict[str, int], plan: Plan, found: dict[int, Any]) -> None:
     wants = [
         {
             "job_id": job_id,
             "stage_id": ids[stage.key],
             "position": position,
-            "reused": states[ids[stage.key]] == StageState.SUCCEEDED,
+            "reused": found[ids[stage.key]].state == StageState.SUCCEEDED,
         }
         for position, stage in enumerate(plan.ordered)
     ]
@@ -157,6 +175,7 @@ def _model_rows(job_id: int, role: str, models: Sequence[Model], ids: dict[str, 
 
 def _evaluation_rows(plan: Plan, ids: dict[str, int]) -> list[dict[str, Any]]:
     trains = {model.key: model.train for model in [*plan.targets, *plan.substitutes]}
+    attacks: dict[int, dict[str, Any]] = {}
     recipes = {key: train.recipe for key, train in trains.items()}
     rows: list[dict[str, Any]] = []
     for stage in plan.stages.values():
@@ -164,6 +183,7 @@ def _evaluation_rows(plan: Plan, ids: dict[str, int]) -> list[dict[str, Any]]:
         if seen is None:
             continue
         substitute = trains[seen.substitute] if seen.substitute else None
+        attack = attacks.get(id(seen.attack)) or attacks.setdefault(id(seen.attack), _attack_columns(seen.attack))
         rows.append(
             {
                 "stage_id": ids[stage.key],
@@ -174,20 +194,24 @@ def _evaluation_rows(plan: Plan, ids: dict[str, int]) -> list[dict[str, Any]]:
                 "substitute_recipe": recipes[seen.substitute] if seen.substitute else None,
                 "substitute_seed": substitute and substitute.seed,
                 "whitebox": seen.whitebox,
-                "attack_id": seen.attack.identity(),
-                "attack": seen.attack.model_dump(mode="json"),
-                "attack_label": seen.attack.label(),
+                **attack,
                 "dataset": plan.dataset,
                 "device": plan.device,
                 "image_limit": stage.images,
                 "cell": cell_of(
                     recipes[seen.target],
                     recipes[seen.substitute] if seen.substitute else None,
-                    seen.attack.identity(),
+                    attack["attack_id"],
                 ),
             }
         )
     return rows
+
+
+def _attack_columns(attack: Attack) -> dict[str, Any]:
+    return {
+        "attack_id": attack.identity(), "attack": attack.model_dump(mode="json"), "attack_label": attack.label(),
+    }  # fmt: skip
 
 
 def _revive(session: Session, ids: Sequence[int], priority: int) -> list[int]:
@@ -276,8 +300,8 @@ def cancel(session: Session, job_id: int) -> JobState | None:
 
 
 def by_id(session: Session, job_id: int) -> Job | None:
-    """Return a job."""
-    return session.get(Job, job_id)
+    """Return a job, as it is now."""
+    return session.get(Job, job_id, populate_existing=True)
 
 
 def stages_of(session: Session, job_id: int) -> list[tuple[Stage, bool]]:

@@ -288,7 +288,7 @@ def _scopes_of(session: Session, job: int) -> list[Scope]:
 
 def _newest(session: Session, filters: Filters, fits: Sequence[Scope]) -> Scope:
     """Return the scope of the newest job that fits, by one evaluation of each; a job has one scope."""
-    one = (
+    one: Any = (
         select(Evaluation.stage_id)
         .join(JobStage, JobStage.stage_id == Evaluation.stage_id)
         .where(JobStage.job_id == Job.id)

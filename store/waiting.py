@@ -1,5 +1,6 @@
 """Why a stage waits: every one that does not run says so, in a sentence."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -49,20 +50,20 @@ class Reasons:
         return f"queued in {stage.queue} behind {ahead} stages" if place != 0 else f"next in the queue {stage.queue}"
 
 
-def reasons(session: Session, job_id: int, alive_seconds: float) -> Reasons:
-    """Return what the waiting stages of one job wait for."""
+def reasons(session: Session, job_id: int, alive_seconds: float, queues: Iterable[str] = QUEUES) -> Reasons:
+    """Return what the waiting stages of one job wait for; their places are those in `queues`."""
     return Reasons(
         parents=jobs.unfinished_parent_titles(session, job_id),
-        places=_places(session),
+        places=_places(session, queues),
         served=workers.live_queues(session, alive_seconds),
         now=session.scalar(select(db_now())) or 0.0,
     )
 
 
-def _places(session: Session) -> dict[int, int]:
+def _places(session: Session, queues: Iterable[str]) -> dict[int, int]:
     """Return ready stage -> number of stages ahead of it in its queue."""
     places: dict[int, int] = {}
-    for queue in QUEUES:
+    for queue in queues:
         ahead = select(Stage.id).where(Stage.queue == queue, IS_READY).order_by(Stage.priority.desc(), Stage.id)
         places.update({stage_id: place for place, stage_id in enumerate(session.scalars(ahead.limit(RANKED)))})
     return places

@@ -13,6 +13,7 @@ import threading
 
 from store.settings import settings
 from worker.app import BELL
+from worker.crashpoints import limit_memory
 from worker.process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def main() -> None:
     """Serve until the line ends or SIGTERM comes. Ctrl-C in a terminal is for the main process, which tells us."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit_memory()
     process = WorkerProcess(settings())
     line = Line(process)
     signal.signal(signal.SIGTERM, line.hang_up)

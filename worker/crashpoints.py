@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 
 def crashpoint(name: str) -> None:
@@ -34,3 +35,21 @@ def _first_time() -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def limit_memory() -> None:
+    """Return at once, unless MEMORY_EXAMPLES is a number: then no network of this process takes more at once.
+
+    A network given more raises what torch raises when a device's memory runs out, in the middle of its forward pass.
+    """
+    most = os.environ.get("MEMORY_EXAMPLES", "")
+    if not most:
+        return
+    import torch
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    def full(_: object, arguments: Any) -> None:
+        if len(arguments[0]) > int(most):
+            raise torch.OutOfMemoryError(f"MEMORY_EXAMPLES is {most}. Tried to allocate {len(arguments[0])} examples.")
+
+    register_module_forward_pre_hook(full)

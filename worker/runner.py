@@ -110,7 +110,8 @@ class StageRunner:
             raise SpecError("this stage was planned by another version of the code; post the job again")
         outcome = spec.run(StageContext(self, claim, watch))
         watch.add_line(f"done in {time.monotonic() - began:.1f} s: {outcome.payload}")
-        return Finding(claim.key, claim.fence, outcome, {**environment(), "seconds": outcome.seconds})
+        made_in = {**environment(), **outcome.environment, "seconds": outcome.seconds}
+        return Finding(claim.key, claim.fence, outcome, made_in)
 
     def _stopped(self, claim: Claim, watch: Watch, stop: Interrupted) -> list[Bell]:
         watch.add_line(f"stopped: {stop.reason}")

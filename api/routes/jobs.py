@@ -229,13 +229,13 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     job = jobs.by_id(session, job_id)
     if job is None:
         raise NotFound(f"there is no job {job_id}")
-    session.refresh(job)
     rows = jobs.stages_of(session, job_id)
-    reasons = waiting.reasons(session, job_id, service.alive_seconds)
+    ready = {row.queue for row, _ in rows if row.state == StageState.READY}
+    reasons = waiting.reasons(session, job_id, service.alive_seconds, ready)
     every = [(row.flop, row.state, reused, row.device_seconds) for row, reused in rows]
     running = [row for row, _ in rows if row.state == StageState.RUNNING]
     device = "cuda" if any(row.queue == "gpu" for row, _ in rows) else "cpu"
-    short = views.summary(job, jobs.counts(session, [job_id])[job_id], running)
+    short = views.summary(job, views.counted([row for row, _ in rows]), running)
     return JobReply(
         **short.model_dump(),
         spec=job.spec,

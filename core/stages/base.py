@@ -45,6 +45,8 @@ class Outcome:
     artifacts: dict[str, tuple[str, bytes]] = field(default_factory=dict[str, tuple[str, bytes]])
     seconds: float | None = None
     """Time spent on the result, without interruptions and what they lost; None where the stage keeps no time."""
+    environment: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What is to be known of how it was computed, beside versions and device."""
 
 
 class Context(Protocol):
@@ -74,6 +76,11 @@ class Context(Protocol):
     def log(self, line: str) -> None:
         """Add a line to the stage's log."""
         ...
+
+
+def micro_batch(size: int | None) -> dict[str, Any]:
+    """Return the environment of a result whose examples went through the network in smaller parts than planned."""
+    return {} if size is None else {"micro_batch": size}
 
 
 class Stage(Kind, ABC):

@@ -4,7 +4,7 @@ from typing import Literal
 
 from core.attacks import AnyAttack
 from core.fields import Count
-from core.stages.base import Context, Outcome, Stage
+from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.stages.train import WEIGHTS, Train
 
 EXAMPLES = "examples"
@@ -30,7 +30,8 @@ class Craft(Stage):
         import torch
         from safetensors.torch import save
 
-        from core.evaluation import craft
+        from core.evaluation import PORTION, craft
+        from core.portions import Portion
         from core.training import load_model, weights_from_bytes
 
         substitute = context.parent(self.substitute)
@@ -41,9 +42,10 @@ class Craft(Stage):
         model = load_model(model_spec.network, weights, self.execution)
         data = context.dataset(model_spec.dataset)
         images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]
+        portion = Portion(PORTION, context.log)
         adversarial = craft(
             self.attack, model, images, labels, self.execution,
-            smoothing=model_spec.defense.label_smoothing, monitor=context.monitor,
+            smoothing=model_spec.defense.label_smoothing, monitor=context.monitor, portion=portion,
         )  # fmt: skip
         distance = (adversarial - images.to(torch.float32) / 255).abs().amax().item()
         payload = {
@@ -51,4 +53,5 @@ class Craft(Stage):
             "max_distance": distance,
             "passes_per_example": self.attack.passes()._asdict(),
         }
-        return Outcome(payload, {EXAMPLES: ("application/x-safetensors", save({EXAMPLES: adversarial}))})
+        artifacts = {EXAMPLES: ("application/x-safetensors", save({EXAMPLES: adversarial}))}
+        return Outcome(payload, artifacts, environment=micro_batch(portion.lowered))

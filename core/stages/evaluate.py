@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from core.fields import Count
-from core.stages.base import Context, Outcome, Stage
+from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.stages.craft import EXAMPLES, Craft
 from core.stages.train import WEIGHTS, Train
 
@@ -28,7 +28,8 @@ class Evaluate(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Return n, n_correct, the predicted labels and the per-example correctness bits."""
-        from core.evaluation import correct_bits, predict
+        from core.evaluation import PREDICTED, correct_bits, predict
+        from core.portions import Portion
         from core.training import load_model, weights_from_bytes
 
         target = context.parent(self.target)
@@ -39,7 +40,9 @@ class Evaluate(Stage):
         labels = data.test_labels[: self.limit]
         images = data.test_images[: self.limit] if self.examples is None else self._examples(context)
         weights = weights_from_bytes(context.artifact(target.artifact(WEIGHTS)))
-        predictions = predict(load_model(spec.network, weights, self.execution), images, self.execution)
+        portion = Portion(PREDICTED, context.log)
+        model = load_model(spec.network, weights, self.execution)
+        predictions = predict(model, images, self.execution, portion=portion)
         correct = predictions == labels
         payload = {"n": len(labels), "n_correct": int(correct.sum())}
         return Outcome(
@@ -48,6 +51,7 @@ class Evaluate(Stage):
                 CORRECT: ("application/octet-stream", correct_bits(predictions, labels)),
                 PREDICTIONS: ("application/octet-stream", bytes(predictions.to("cpu").byte().tolist())),
             },
+            environment=micro_batch(portion.lowered),
         )
 
     def _examples(self, context: Context) -> Any:

@@ -10,7 +10,7 @@ from core.errors import ArtifactCorrupt, SpecError
 from core.execution import Execution
 from core.fields import Seed
 from core.networks import AnyNetwork
-from core.stages.base import Context, Outcome, Stage
+from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.training import Training
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Train(Stage):
             return train(
                 self.defense, self.network, self.training, self.execution, recipe=self.recipe, seed=self.seed,
                 images=data.train_images, labels=data.train_labels, resume=resume, monitor=context.monitor,
+                tell=context.log,
             )  # fmt: skip
 
         trained = _from_newest(context, attempt)
@@ -72,7 +73,7 @@ class Train(Stage):
         curve = json.dumps(trained.curve).encode()
         weights = weights_to_bytes(trained.weights)
         artifacts = {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)}
-        return Outcome(payload, artifacts, trained.seconds)
+        return Outcome(payload, artifacts, trained.seconds, micro_batch(trained.micro_batch))
 
 
 def loaded(context: Context, key: str, execution: Execution) -> "tuple[Train, nn.Module]":

@@ -79,7 +79,8 @@ class TestShape:
         evaluation = found["seeds"][0].pop("evaluation")
         assert house.get(f"/stages/{evaluation}")["result"] == {"n": 100, "n_correct": 60}
         assert found == {
-            "accuracy": 0.6, "n": 100, "n_correct": 60, "interval": [low, high], "spread": None, "n_seeds": 1, "whitebox": True,
+            "accuracy": 0.6, "n": 100, "n_correct": 60, "interval": [low, high], "spread": None, "n_seeds": 1,
+            "whitebox": True,
             "reason": None,
             "seeds": [{"seed": 0, "substitute_seed": 0, "accuracy": 0.6, "n": 100, "n_correct": 60,
                        "interval": [low, high]}],
