@@ -8,6 +8,7 @@ ApiError
 └── Unavailable   503
 """
 
+import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -109,7 +110,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorReply, "description": "The thing's state does not allow this."},
     413: {"model": ErrorReply, "description": "The body is too large."},
     422: {"model": ErrorReply, "description": "A field is wrong; the answer names it and what is allowed."},
-    503: {"model": ErrorReply, "description": "The database is away; try again after Retry-After seconds."},
+    503: {
+        "model": ErrorReply,
+        "description": "The database or the artifacts are away; try again after Retry-After seconds.",
+    },
 }
 
 
@@ -264,9 +268,20 @@ def on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def on_database_error(_: Request, error: Exception) -> JSONResponse:
-    """Render a database that does not answer."""
-    del error
-    return reply(Unavailable("the database does not answer; nothing was changed"), {"Retry-After": str(RETRY_SECONDS)})
+    """Render a database that does not answer, or that takes no writes: locked, read-only, or on a full disk."""
+    original = getattr(error, "orig", None)
+    said = isinstance(original, sqlite3.Error) or getattr(original, "sqlstate", None) is not None
+    why = str(original).partition("\n")[0]
+    return _come_again(f"the database cannot do this now: {why}" if said else "the database does not answer")
+
+
+def on_store_away(_: Request, error: Exception) -> JSONResponse:
+    """Render an artifact store that does not answer."""
+    return _come_again(str(error))
+
+
+def _come_again(message: str) -> JSONResponse:
+    return reply(Unavailable(message), {"Retry-After": str(RETRY_SECONDS)})
 
 
 DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
