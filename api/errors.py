@@ -8,6 +8,7 @@ ApiError
 └── Unavailable   503
 """
 
+import sqlite3
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -119,7 +120,10 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
     409: {"model": ErrorReply, "description": "The thing's state does not allow this."},
     413: {"model": ErrorReply, "description": "The body is too large."},
     422: {"model": ErrorReply, "description": "A field is wrong; the answer names it and what is allowed."},
-    503: {"model": ErrorReply, "description": "The database is away; try again after Retry-After seconds."},
+    503: {
+        "model": ErrorReply,
+        "description": "The database or the artifacts are away; try again after Retry-After seconds.",
+    },
 }
 
 
@@ -276,10 +280,23 @@ def on_http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def on_database_error(_: Request, error: Exception) -> JSONResponse:
-    """Render a database that does not answer."""
-    del error
-    remedy = "a POST of a job with an Idempotency-Key can be repeated safely, whether or not it was stored"
-    return reply(Unavailable(f"the database does not answer; {remedy}"), {"Retry-After": str(RETRY_SECONDS)})
+    """Render a database that does not answer, or that takes no writes: locked, read-only, or on a full disk."""
+    original = getattr(error, "orig", None)
+    said = isinstance(original, sqlite3.Error) or getattr(original, "sqlstate", None) is not None
+    why = str(original).partition("\n")[0]
+    what = f"the database cannot do this now: {why}" if said else "the database does not answer"
+    return _come_again(
+        f"{what}; a POST of a job with an Idempotency-Key can be repeated safely, whether or not it was stored"
+    )
+
+
+def on_store_away(_: Request, error: Exception) -> JSONResponse:
+    """Render an artifact store that does not answer."""
+    return _come_again(str(error))
+
+
+def _come_again(message: str) -> JSONResponse:
+    return reply(Unavailable(message), {"Retry-After": str(RETRY_SECONDS)})
 
 
 DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from api import errors
 from api.routes import catalog, costs, events, figures, jobs, paper, results, stages, system
 from api.service import Service
-from core.errors import SpecError
+from core.errors import SpecError, StoreAway
 from core.jobs import AnyJob
 from core.suites import suites
 from store import migrate
@@ -54,6 +54,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, errors.on_http_error)
     for error in errors.DATABASE_ERRORS:
         app.add_exception_handler(error, errors.on_database_error)
+    app.add_exception_handler(StoreAway, errors.on_store_away)
     app.add_exception_handler(Exception, errors.on_bug)
     app.openapi = lambda: _openapi(app)
     return app

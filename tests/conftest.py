@@ -1,9 +1,7 @@
 """Servers and fresh databases for the tests; each server starts when its first test asks, once per test process."""
 
-import os
 import shutil
 import sqlite3
-import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import servers
+from tests.disk import mounted
 from tests.s3 import S3Server
 
 
@@ -35,17 +34,8 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MB, which a test can fill."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system to fill")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "gauntlet-test", folder], check=False, capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
+    with mounted(tmp_path / "disk", "16m") as folder:
+        yield folder
 
 
 @pytest.fixture

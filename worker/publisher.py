@@ -1,9 +1,9 @@
 """Brings what a stage found into the artifact store and into SQL, however long either is away."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from core.errors import ArtifactCorrupt, Interrupted, StoreAway
+from core.errors import ArtifactCorrupt, StoreAway
 from core.stages import Outcome
 from store import stages
 from store.artifacts import ArtifactStore
@@ -35,7 +35,6 @@ class Publisher:
             StaleFence: the claim is lost; nothing was written.
             Interrupted: the work is told to stop. The finding stays in the spool.
         """
-
         self._pending = finding
         try:
             bells = self._published(claim, watch, finding)
@@ -52,11 +51,14 @@ class Publisher:
         away, what = (StoreAway, ArtifactCorrupt), "its result is found but cannot be stored"
         stored = patiently(lambda: self._stored(finding.outcome), away, watch, what, spool)
         crashpoint("after-artifacts")
+        what = "its result is found but cannot be recorded"
+        return patiently(lambda: self._recorded(claim, watch, finding, stored), AWAY, watch, what, spool)
+
+    def _recorded(self, claim: Claim, watch: Watch, finding: Finding, stored: Sequence[StoredArtifact]) -> list[Bell]:
         lines = watch.take_lines()
-        record, what = self._recording(claim, lines, finding, stored), "its result is found but cannot be recorded"
         try:
-            return patiently(record, AWAY, watch, what, spool)
-        except Interrupted:
+            return self._record(claim, lines, finding, stored)
+        except BaseException:
             watch.put_back(lines)
             raise
 
@@ -87,9 +89,15 @@ class Publisher:
         if finding is None:
             return []
         try:
-            bells = self._recording(claim, (), finding, self._stored(finding.outcome))()
+            bells = self._record(claim, (), finding, self._stored(finding.outcome))
         except (StaleFence, StoreAway, ArtifactCorrupt) as error:
             log.warning("stage %s stays in the spool: %s", claim.key[:12], error or type(error).__name__)
+            return []
+        except AWAY:
+            raise
+        except Exception:
+            log.exception("what the spool has of stage %s cannot be published; it is found again", claim.key[:12])
+            self._spool.drop(claim.key)
             return []
         self._spool.drop(claim.key)
         log.info("stage %s is published from the spool under its fence %s", claim.key[:12], claim.fence)
@@ -101,20 +109,17 @@ class Publisher:
             for name, (media_type, data) in outcome.artifacts.items()
         ]
 
-    def _recording(
+    def _record(
         self, claim: Claim, lines: Lines, finding: Finding, stored: Sequence[StoredArtifact]
-    ) -> Callable[[], list[Bell]]:  # fmt: skip
-        """Return the transaction that publishes; its fence makes repeating it safe."""
-
-        def record() -> list[Bell]:
-            crashpoint("before-result")
-            with self._database.write() as session:
-                stages.write_log(session, claim.stage_id, claim.fence, lines)
-                return stages.succeed(
-                    session, claim.stage_id, claim.fence, finding.outcome.payload, finding.environment, stored
-                )
-
-        return record
+    ) -> list[Bell]:  # fmt: skip
+        """Publish in one transaction, whose fence makes repeating it safe."""
+        crashpoint("before-result")
+        outcome = finding.outcome
+        with self._database.write() as session:
+            stages.write_log(session, claim.stage_id, claim.fence, lines)
+            return stages.succeed(
+                session, claim.stage_id, claim.fence, outcome.payload, finding.environment, stored
+            )  # fmt: skip
 
     def _keep(self, watch: Watch, finding: Finding) -> None:
         """Write the finding to disk; where that is full too, it waits in memory."""
@@ -122,4 +127,3 @@ class Publisher:
             self._spool.keep(finding)
         except OSError as error:
             watch.add_line(f"its result is not in the spool either: {error}")
-        crashpoint("after-spool")

@@ -45,7 +45,13 @@ def document() -> dict[str, Any]:
 
 @contextmanager
 def opened(url: str, state: Path, data: Path) -> Iterator[House]:
-    app = create_app(settings_for(url, state, data))
+    with opened_with(settings_for(url, state, data)) as house:
+        yield house
+
+
+@contextmanager
+def opened_with(chosen: Settings) -> Iterator[House]:
+    app = create_app(chosen)
     app.openapi_schema = document()
     with TestClient(app) as client:
         yield House(client, client.app.state.service)

@@ -1,6 +1,8 @@
 """What both databases must do alike: JSON, clocks, writers, roll-back."""
 
 import math
+import os
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -8,11 +10,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from store import stages
 from store.database import Database, db_now, to_json
 from store.models import Result, Stage, StageParent
+from store.settings import Settings
 from tests import factories
 
 ODD = {
@@ -112,3 +115,36 @@ def test_postgresql_holds_no_transaction_for_ever(postgres: Database):
         names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
         assert all(session.scalar(text(f"SHOW {name}")) not in ("0", None) for name in names)
         assert session.scalar(text("SHOW transaction_isolation")) == "read committed"
+
+
+def test_a_network_that_is_cut_off_is_noticed_within_a_lease(postgres: Database):
+    """What the kernel was told about the connection: probes when it is idle, and a limit on what is unanswered."""
+    with postgres.read() as session:
+        raw: Any = session.connection().connection.dbapi_connection
+        with socket.socket(fileno=os.dup(raw.fileno())) as line:
+            unanswered = line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) / 1000
+            idle, every, count = (
+                line.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            )
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    chosen = Settings.model_fields
+    patience = chosen["lease_seconds"].default - chosen["heartbeat_seconds"].default
+    assert 0 < unanswered < patience
+    assert 0 < idle + every * count < patience
+
+
+def test_a_database_that_takes_no_writes_is_away(postgres: Database):
+    """It passes, as a failover does: not the program's fault, though psycopg calls it an internal error."""
+    with pytest.raises(OperationalError, match="read-only"), postgres.write() as session:
+        session.execute(text("SET TRANSACTION READ ONLY"))
+        factories.submit(session)
+
+
+def test_a_writer_of_sqlite_waits_as_long_as_it_is_told(sqlite_url: str):
+    impatient = Database(sqlite_url, 0.05)
+    with factories.opened(sqlite_url) as holder, holder.write() as session:
+        session.execute(text("SELECT 1"))
+        with pytest.raises(OperationalError, match="locked"):
+            factories.post(impatient)
+    impatient.close()

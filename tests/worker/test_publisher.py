@@ -191,6 +191,20 @@ class TestAnotherProcess:
         assert factories.everything(database) == before
         assert Spool(tmp_path / "spool").waiting() == []
 
+    def test_what_cannot_be_published_is_in_nobodys_way(
+        self, database: Database, publisher: Publisher, left: Claim, tmp_path: Path
+    ):
+        """A worker that met it at every look for work would else never work again."""
+        kept = Spool(tmp_path / "spool")
+        kept.keep(Finding(left.key, left.fence, Outcome({}, {"n" * 80: ("m" * 200, b"")}), {}))
+        with database.write() as session:
+            session.execute(text("UPDATE stages SET kind = 'evaluate'"))  # which has to have an n
+        publisher.flush()
+        assert state(database, left) == ("running", 0)
+        assert kept.waiting() == []
+        with database.write() as session:
+            session.execute(text("UPDATE stages SET kind = 'train'"))
+
     def test_a_stage_that_nobody_knows_is_left(self, database: Database, publisher: Publisher, tmp_path: Path):
         """A database may be restored to before it: whoever asks again finds the result here."""
         Spool(tmp_path / "spool").keep(Finding("f" * 64, 3, OUTCOME, {}))
