@@ -1,6 +1,8 @@
 """What both databases must do alike: JSON, clocks, writers, roll-back."""
 
 import math
+import os
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -112,3 +114,13 @@ def test_postgresql_holds_no_transaction_for_ever(postgres: Database):
         names = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
         assert all(session.scalar(text(f"SHOW {name}")) not in ("0", None) for name in names)
         assert session.scalar(text("SHOW transaction_isolation")) == "read committed"
+
+
+def test_a_postgres_that_vanished_is_given_up_in_seconds(postgres_url: str):
+    """Not after the two hours, or the quarter of an hour, that a connection waits by default."""
+    with factories.opened(postgres_url) as database, database.read() as session:
+        pgconn: Any = session.connection().connection.driver_connection
+        with socket.socket(fileno=os.dup(pgconn.fileno())) as line:
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+            assert line.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert line.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 10
