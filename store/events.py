@@ -18,8 +18,8 @@ def append(session: Session, job_id: int, kind: str, data: dict[str, Any]) -> No
     session.execute(insert(Event).values(job_id=job_id, seq=seq, at=db_now(), kind=kind, data=data))
 
 
-def lock_jobs(session: Session, stage_ids: Iterable[int]) -> list[int]:
-    """Return the live jobs that want one of the stages, locked, in id order."""
+def lock_jobs(session: Session, stage_ids: Iterable[int], *, skip_locked: bool = False) -> list[int]:
+    """Return the live jobs that want one of the stages, locked, in id order; maybe without those others hold."""
     jobs = session.scalars(
         select(Job.id)
         .where(
@@ -27,7 +27,7 @@ def lock_jobs(session: Session, stage_ids: Iterable[int]) -> list[int]:
             Job.state.not_in(JOB_ENDED),
         )
         .order_by(Job.id)
-        .with_for_update()
+        .with_for_update(skip_locked=skip_locked)
     )
     return list(jobs)
 

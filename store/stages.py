@@ -474,9 +474,24 @@ def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
         .where(Stage.id.in_(mine), *expired)
         .order_by(Stage.id)
     ).all()
-    events.lock_jobs(session, every)
-    same = [row for row in rows if row.losses == orphans[row.id]]  # another keeper may have been here meanwhile
-    return [bell for row in same for bell in _take_back(session, row, max_losses)]
+    waits = _with_a_job_not_among(session, every, events.lock_jobs(session, every, skip_locked=True))
+    free = [
+        row
+        for row in rows
+        if row.losses == orphans[row.id]  # else another keeper has been here meanwhile
+        and waits.isdisjoint([row.id, *trees[row.id]])
+    ]
+    return [bell for row in free for bell in _take_back(session, row, max_losses)]
+
+
+def _with_a_job_not_among(session: Session, stage_ids: Sequence[int], locked: Sequence[int]) -> set[int]:
+    """Return those of the stages that a live job wants which is not among the locked."""
+    query = (
+        select(JobStage.stage_id)
+        .join(Job, Job.id == JobStage.job_id)
+        .where(JobStage.stage_id.in_(stage_ids), Job.state.not_in(JOB_ENDED), Job.id.not_in(locked))
+    )
+    return set(session.scalars(query))
 
 
 def _take_back(session: Session, row: Any, max_losses: int) -> list[Bell]:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 from sqlalchemy.exc import DBAPIError
 
 from client.api import ApiRefused
 from store import migrate
-from store.database import Database
+from store.database import Database, db_now
 from store.invariants import violations
-from store.models import Attempt, Evaluation, Job, Result, Stage
+from store.models import LIVE, Attempt, Evaluation, Job, Result, Stage
 from tests.answers import ON_PATH, ROOT
 from tests.processes import Processes, wait_until
 from tests.proxy import Network
@@ -36,8 +36,8 @@ from tests.worker.calm import calm
 
 LEASE_SECONDS = 2.0
 WORKERS = ("worker", "worker2", "worker3", "worker4")
-BACKLOG = 20
-"""Stages that wait, at least, while the storm blows."""
+BACKLOG = 40
+"""Stages that wait, at most, before the next job is posted: what is left takes time when the storm is over."""
 TURN_SECONDS = (0.2, 1.2)
 """Between two faults."""
 NEWS_SECONDS = 30.0
@@ -187,10 +187,12 @@ def _keep_busy(room: Room, patience: Patience) -> None:
     """Post the next job, under an Idempotency-Key, where little is left to do. Whoever answers, it is one job."""
     try:
         with room.database.read() as session:
-            waiting = session.scalar(select(func.count()).where(Stage.state.in_(["ready", "blocked", "running"])))
+            waiting = session.scalar(select(func.count()).where(Stage.state.in_(LIVE))) or 0
+            at_hand = or_(Stage.state == "running", and_(Stage.state == "ready", Stage.not_before <= db_now()))
+            busy = session.scalar(select(func.count()).where(at_hand)) or 0
     except DBAPIError:
         return
-    if (waiting or 0) >= BACKLOG:
+    if busy > len(WORKERS) or waiting >= BACKLOG:
         return
     while not (patience.over or patience.interrupts):
         api = room.dice.choice((room.service, room.other_api)).client

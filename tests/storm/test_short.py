@@ -1,4 +1,4 @@
-"""Short forms of `make storm` and its companions; how fast things go is for the long forms to say, on a quiet machine."""
+"""Short forms of `make storm` and its companions; how fast things go is for the long forms to say."""
 
 import json
 import os
