@@ -39,6 +39,7 @@ def run() -> None:
             if database.is_sqlite:
                 _migrate_sqlite(connection)
             else:
+                connection.execute(text("SET statement_timeout = 0"))  # an index over a million rows takes its time
                 connection.execute(text(f"SELECT pg_advisory_lock({MIGRATION_LOCK})"))
                 _migrate(connection)
                 connection.commit()

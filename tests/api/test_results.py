@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from api.exports import COLUMNS
 from core.statistics import wilson
@@ -286,6 +287,17 @@ class TestCaching:
         changed = house.client.get(WHITEBOX, headers={"If-None-Match": first.headers["etag"]})
         assert changed.status_code == 200
         assert changed.headers["etag"] != first.headers["etag"]
+
+    def test_what_has_not_changed_costs_one_query(self, house: House):
+        house.post(LITTLE)
+        house.work(60)
+        asked: list[str] = []
+        engine = house.service.database.engine
+        first = house.client.get(BLACKBOX)
+        event.listen(engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
+        same = house.client.get(BLACKBOX, headers={"If-None-Match": first.headers["etag"]})
+        assert same.status_code == 304
+        assert len([statement for statement in asked if statement.startswith("SELECT")]) == 1, asked
 
     def test_every_form_has_a_tag_of_its_own(self, small_house: House):
         small_house.post(LITTLE)
