@@ -163,7 +163,8 @@ def _room(stack: ExitStack, folder: Path, environment: dict[str, str], seed: int
 
 def _blow(room: Room, patience: Patience, tell: Tell) -> None:
     """Let faults come, and jobs."""
-    began = news = time.monotonic()
+    began = time.monotonic()
+    news = began - NEWS_SECONDS
     patience.begin(patience.seconds)
     while not (patience.over or patience.interrupts) and room.struck < patience.faults:
         _keep_busy(room, patience)
