@@ -187,7 +187,8 @@ class TestCurve:
         assert monitor.reports[-1] == (1001, 1001, {"loss": trained.curve[-1]["loss"]})
 
     def test_it_holds_every_loss_of_the_defense(self):
-        assert set(run(E2SAD()).curve[0]) == {"iteration", "loss", "clean", "adversarial", "dissimilarity"}
+        assert set(run(E2SAD()).curve[0]) == {
+            "iteration", "loss", "clean", "adversarial", "dissimilarity", "accuracy"}  # fmt: skip
 
     def test_training_learns(self):
         curve = run(FgsmTraining(eps="0.02"), Training(iterations=400, batch_size=20)).curve
