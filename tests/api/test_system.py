@@ -203,8 +203,8 @@ with TestClient(create_app(chosen)) as client:
               client.post("/jobs", json=figures).status_code]
     factories.finish(client.app.state.service.database)
     for path in ("/jobs/1", "/jobs", "/catalog", "/suites", "/models", "/workers", "/readyz", "/openapi.json",
-                 "/results/whitebox-matrix", "/results/blackbox-matrix?format=latex", "/results/figures", "/results/surfaces",
-                 "/jobs/1/events"):
+                 "/results/whitebox-matrix", "/results/blackbox-matrix?format=latex", "/results/figures",
+                 "/results/surfaces", "/jobs/1/events"):
         status.append(client.get(path).status_code)
 print(json.dumps({"loaded": loaded, "status": status,
                   "modules": [name for name in ("torch", "torchvision", "numpy", "scipy", "matplotlib")
