@@ -311,6 +311,7 @@ def spec_of(kind: str, body: dict[str, Any]) -> dict[str, Any]:
 
 FAST = {"dataset": "mnist-mini", "training": {"iterations": 10}, "substitutes": []}
 FIGURE = {"kind": "figure", "dataset": "mnist-mini", "training": {"iterations": 10}, "defense": {"kind": "e2sad"}}
+PATHS = [{"kind": "e2sad", "second_step": step} for step in ("entropy", "noise", "uniform", "vat")]
 SGD = {"dataset": "mnist-mini", "training": {"iterations": 10, "optimiser": "sgd"}, "kind": "train"}
 BASES = {
     "train": [
@@ -323,9 +324,9 @@ BASES = {
               for kind in ATTACKS if kind != "none"],
     "evaluate": [spec_of("evaluate", {**FAST, "defense": {"kind": "natural"}})],
     "surface": [spec_of("surface", {**FIGURE, "figures": [{"kind": "surfaces"}]}),
-                spec_of("surface", {**FIGURE, "figures": [{"kind": "path"}]})],
+                *(spec_of("surface", {**FIGURE, "defense": own, "figures": [{"kind": "path"}]}) for own in PATHS)],
     "sweep": [spec_of("sweep", {**FIGURE, "figures": [{"kind": "accuracy"}]})],
-    "samples": [spec_of("samples", {**FIGURE, "figures": [{"kind": "samples"}]})],
+    "samples": [spec_of("samples", {**FIGURE, "defense": own, "figures": [{"kind": "samples"}]}) for own in PATHS],
     "draw": [spec_of("draw", {**FIGURE, "figures": [{"kind": kind}]}) for kind in FIGURES],
 }  # fmt: skip
 CANDIDATES: tuple[Any, ...] = (
