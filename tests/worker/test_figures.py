@@ -11,7 +11,7 @@ from tests.worker.conftest import Service
 
 
 def test_the_tiny_suite(service: Service) -> None:
-    job = service.succeeded(service.post({"suite": "figures-tiny"}))
+    job = service.succeeded(service.post({"suite": "figures-tiny"}), 240)
     spec = expand_suite({"suite": "figures-tiny"})
     assert_as_calm(service, job, spec)
     _artifacts_are_served_as_what_they_are(service, job["id"])
