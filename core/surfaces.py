@@ -141,9 +141,10 @@ def random_across(first: Tensor, seed: int, indices: Tensor) -> Tensor:
 
 
 def beside(first: Tensor, perturbation: Tensor) -> Tensor:
-    """Return what `perturbation` adds to `first`, image by image: its orthogonal part, largest pixel scaled to 1."""
+    """Return what `perturbation` adds to `first`, image by image: its orthogonal part, as long as `first`."""
     across = perturbation - _share(perturbation, first).view(-1, 1, 1, 1) * first
-    return across / across.abs().amax((1, 2, 3), keepdim=True).clamp(min=STILL)
+    length, own = (vector.square().sum((1, 2, 3), keepdim=True).sqrt() for vector in (first, across))
+    return across * (length / own.clamp(min=STILL))
 
 
 def _share(vector: Tensor, direction: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class PathFigure(Figure):
     """Loss of a minibatch over x + t1 * g1 + t2 * g2, and the way from x over x1 to x2 (Figure 3).
 
-    The paper leaves open how g2 is chosen. Here it is the part of x2 - x that is orthogonal to g1, its largest pixel
-    scaled to 1, so that x2 lies in the plane; the points stand at their mean projections and at their own losses.
+    The paper leaves open how g2 is chosen. Here it is the part of x2 - x that is orthogonal to g1, scaled to g1's
+    length, so that x2 lies in the plane; the points stand at their mean projections and at their own losses.
     """
 
     kind: Literal["path"] = "path"
@@ -70,7 +70,7 @@ class PathFigure(Figure):
         return {
             "title": "e2SAD's two steps on the loss surface of a minibatch",
             "caption": f"{plane_of(parts[0], self.direction, self.clip)}; g2: the part of x2 - x that is orthogonal to "
-            "g1, its largest pixel scaled to 1. Points of the path: clean, first and second adversarial images, at "
+            "g1, scaled to its length. Points of the path: clean, first and second adversarial images, at "
             "their mean projections on g1 and g2 and at their own mean losses.",
             "models": [{"label": part.label, **surface_of(part)} for part in parts],
         }

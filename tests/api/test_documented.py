@@ -9,6 +9,7 @@ import pytest
 
 from api.errors import ApiError
 from api.forms import MEDIA
+from api.routes.figures import FigureQuery
 from api.routes.results import MatrixQuery
 from tests.api.conftest import document
 from tests.api.house import House
@@ -31,9 +32,11 @@ def test_every_block_is_one_that_is_tried():
     assert TEXT.count("```json") == len(BLOCKS)
     assert {" ".join(info) for info, _ in BLOCKS} == {
         "post", "post after-training", "plan", "refused", "422", "cell", "missing"}  # fmt: skip
-    assert {body.get("kind", "benchmark") for body in POSTED + LATER} == {"benchmark", "train", "evaluate"}
+    assert {body.get("kind", "benchmark") for body in POSTED + LATER} == {"benchmark", "train", "evaluate", "figure"}
     assert sum("suite" in body for body in POSTED) == 2
-    assert {next(iter(model)) for body in LATER for model in body["targets"]} == {"key", "dataset"}
+    assert {body["kind"] for body in LATER} == {"evaluate", "figure"}
+    models = [model for body in LATER for model in body.get("targets") or body["models"]]
+    assert {next(iter(model)) for model in models} == {"key", "dataset"}
 
 
 @pytest.mark.parametrize("body", POSTED, ids=lambda body: json.dumps(body)[:60])
@@ -49,7 +52,7 @@ def test_bodies_that_need_models_are_posted_once_there_are_some(small_house: Hou
     key = small_house.get("/models")[0]["key"]
     for body in LATER:
         ready = json.loads(json.dumps(body).replace('"KEY"', json.dumps(key)))
-        assert small_house.plan(ready)["kind"] == small_house.post(ready)["kind"] == "evaluate"
+        assert small_house.plan(ready)["kind"] == small_house.post(ready)["kind"] == body["kind"]
 
 
 def test_the_plan_is_what_is_answered(small_house: House):
@@ -84,7 +87,7 @@ def test_cells_look_like_that(small_house: House):
 def test_every_address_parameter_form_and_code_is_there():
     for path in document()["paths"]:
         assert f"{path.replace('{job_id}', '{id}')}`" in TEXT, path
-    for name in MatrixQuery.model_fields:
+    for name in [*MatrixQuery.model_fields, *FigureQuery.model_fields]:
         assert f"`{name}`" in TEXT, name
     for form in MEDIA:
         assert f"`{form}`" in TEXT, form

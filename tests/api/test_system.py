@@ -14,6 +14,7 @@ from sqlalchemy import text
 from core.attacks import ATTACKS
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
+from core.figures import FIGURES
 from core.networks import NETWORKS
 from core.stages import STAGES
 from store import migrate
@@ -22,7 +23,7 @@ from tests import factories
 from tests.api.conftest import document, opened
 from tests.api.house import LITTLE, House
 
-KINDS = {"attacks": ATTACKS, "defenses": DEFENSES, "networks": NETWORKS, "stages": STAGES}
+KINDS = {"attacks": ATTACKS, "defenses": DEFENSES, "networks": NETWORKS, "stages": STAGES, "figures": FIGURES}
 
 
 def execute(url: str, statement: str) -> None:
@@ -197,13 +198,17 @@ from tests import factories
 job = {"dataset": "mnist-mini", "defense": {"kind": "e2sad"}, "limit": 9, "seeds": [0, 1], "substitute_seeds": [0, 1]}
 chosen = Settings(_env_file=None, state_dir=sys.argv[1], database_url=sys.argv[2], redis_url="", device="auto")
 with TestClient(create_app(chosen)) as client:
-    status = [client.post("/jobs?dry_run=1", json=job).status_code, client.post("/jobs", json=job).status_code]
+    figures = {"suite": "figures-tiny"}
+    status = [client.post("/jobs?dry_run=1", json=job).status_code, client.post("/jobs", json=job).status_code,
+              client.post("/jobs", json=figures).status_code]
     factories.finish(client.app.state.service.database)
     for path in ("/jobs/1", "/jobs", "/catalog", "/suites", "/models", "/workers", "/readyz", "/openapi.json",
-                 "/results/whitebox-matrix", "/results/blackbox-matrix?format=latex", "/jobs/1/events"):
+                 "/results/whitebox-matrix", "/results/blackbox-matrix?format=latex", "/results/figures",
+                 "/results/surfaces", "/jobs/1/events"):
         status.append(client.get(path).status_code)
 print(json.dumps({"loaded": loaded, "status": status,
-                  "modules": [name for name in ("torch", "torchvision", "numpy", "scipy") if name in sys.modules]}))
+                  "modules": [name for name in ("torch", "torchvision", "numpy", "scipy", "matplotlib")
+                              if name in sys.modules]}))
 """
 
 
@@ -214,4 +219,4 @@ def test_the_process_never_loads_torch(sqlite_url: str, tmp_path: Path):
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     said = json.loads(found.stdout)
-    assert said == {"loaded": False, "status": [200, 201, *[200] * 11], "modules": []}
+    assert said == {"loaded": False, "status": [200, 201, 201, *[200] * 13], "modules": []}

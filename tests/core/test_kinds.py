@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from core.attacks import ATTACKS, Attack
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
+from core.figures import FIGURES
 from core.kinds import BadKind, Kind, discover
 from core.networks import NETWORKS
 from core.stages import STAGES
@@ -42,7 +43,14 @@ class TestRegistered:
 
     @pytest.mark.parametrize("name", ALL)
     def test_it_says_what_it_and_each_of_its_fields_is(self, name: str):
-        cls = ALL[name]
+        self.says(ALL[name])
+
+    @pytest.mark.parametrize("name", FIGURES)
+    def test_a_figure_says_so_too(self, name: str):
+        self.says(FIGURES[name])
+
+    def says(self, cls: Any):
+        name = cls.__name__
         assert cls.__doc__
         for field, info in cls.model_fields.items():
             assert info.description or field == "kind", f"{name}.{field} has no docstring"

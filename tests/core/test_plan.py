@@ -16,6 +16,7 @@ from core.datasets import DATASETS
 from core.defenses import DEFENSES
 from core.errors import SpecError
 from core.execution import Execution
+from core.figures import FIGURES
 from core.jobs import AnyJob, Job
 from core.kinds import Kind, Spec
 from core.networks import NETWORKS
@@ -322,6 +323,8 @@ def spec_of(kind: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 FAST = {"dataset": "mnist-mini", "training": {"iterations": 10}, "substitutes": []}
+FIGURE = {"kind": "figure", "dataset": "mnist-mini", "training": {"iterations": 10}, "defense": {"kind": "e2sad"}}
+PATHS = [{"kind": "e2sad", "second_step": step} for step in ("entropy", "noise", "uniform", "vat")]
 SGD = {"dataset": "mnist-mini", "training": {"iterations": 10, "optimiser": "sgd"}, "kind": "train"}
 BASES = {
     "train": [
@@ -333,11 +336,17 @@ BASES = {
     "craft": [spec_of("craft", {**FAST, "defense": {"kind": "natural"}, "attacks": [{"kind": kind}]})
               for kind in ATTACKS if kind != "none"],
     "evaluate": [spec_of("evaluate", {**FAST, "defense": {"kind": "natural"}})],
+    "surface": [spec_of("surface", {**FIGURE, "figures": [{"kind": "surfaces"}]}),
+                *(spec_of("surface", {**FIGURE, "defense": own, "figures": [{"kind": "path"}]}) for own in PATHS)],
+    "sweep": [spec_of("sweep", {**FIGURE, "figures": [{"kind": "accuracy"}]})],
+    "samples": [spec_of("samples", {**FIGURE, "defense": own, "figures": [{"kind": "samples"}]}) for own in PATHS],
+    "draw": [spec_of("draw", {**FIGURE, "figures": [{"kind": kind}]}) for kind in FIGURES],
 }  # fmt: skip
 for _bases in BASES.values():
     _bases.append({**_bases[0], "execution": {**_bases[0]["execution"], "device": "cuda", "captured": True}})
 CANDIDATES: tuple[Any, ...] = (
     True, False, 1, 2, 3, 50, 0, 0.05, 0.15, 0.5, "0.2", "f" * 64, "e" * 64, "svhn", "mnist", "sgd", "adam",
+    ["0.1"], ["a"], {"kind": "e2sad", "alpha": 0.5},
 )  # fmt: skip
 
 
@@ -357,7 +366,14 @@ def literals(cls: type[Spec], path: tuple[str, ...]) -> tuple[Any, ...]:
     if len(path) == 1:
         found = get_args(cls.model_fields[path[0]].annotation)
         return tuple(word for word in found if isinstance(word, str))
-    inner = {"defense": (DEFENSES, "kind"), "attack": (ATTACKS, "kind"), "network": (NETWORKS, "kind")}.get(path[0])
+    inner = {
+        "defense": (DEFENSES, "kind"),
+        "attack": (ATTACKS, "kind"),
+        "network": (NETWORKS, "kind"),
+        "direction": (ATTACKS, "kind"),
+        "path": (DEFENSES, "kind"),
+        "figure": (FIGURES, "kind"),
+    }.get(path[0])
     if inner is None:
         annotation: Any = cls.model_fields[path[0]].annotation
         return literals(annotation, path[1:])
@@ -391,7 +407,7 @@ def mutations(kind: str, path: tuple[str, ...]) -> Iterator[tuple[Kind, Kind]]:
 
 
 FIELDS = sorted({(kind, path) for kind, bases in BASES.items() for base in bases for path in paths(base)})
-ONE_KIND_ONLY = {("craft", ("kind",)), ("evaluate", ("kind",)), ("train", ("kind",))}
+ONE_KIND_ONLY = {(kind, ("kind",)) for kind in STAGES}
 """The stage's own kind: another one is another class."""
 
 
@@ -417,7 +433,7 @@ class TestKeys:
 
     @pytest.mark.parametrize(
         "cls",
-        [*ATTACKS.values(), *DEFENSES.values(), *NETWORKS.values(), *STAGES.values()],
+        [*ATTACKS.values(), *DEFENSES.values(), *NETWORKS.values(), *STAGES.values(), *FIGURES.values()],
         ids=lambda cls: cls.__name__,
     )
     def test_the_code_version_of_every_kind_inside_is_part_of_it(self, cls: type[Kind], monkeypatch):
