@@ -31,7 +31,7 @@ def test_every_block_is_one_that_is_tried():
     assert {" ".join(info) for info, _ in BLOCKS} == {
         "post", "post after-training", "plan", "refused", "422", "cell", "missing"}  # fmt: skip
     assert {body.get("kind", "benchmark") for body in POSTED + LATER} == {"benchmark", "train", "evaluate"}
-    assert sum("suite" in body for body in POSTED) == 2
+    assert sum("suite" in body for body in POSTED) == 3
     assert {next(iter(model)) for body in LATER for model in body["targets"]} == {"key", "dataset"}
 
 
