@@ -33,7 +33,7 @@ def test_every_block_is_one_that_is_tried():
     assert {" ".join(info) for info, _ in BLOCKS} == {
         "post", "post after-training", "plan", "refused", "422", "cell", "missing"}  # fmt: skip
     assert {body.get("kind", "benchmark") for body in POSTED + LATER} == {"benchmark", "train", "evaluate", "figure"}
-    assert sum("suite" in body for body in POSTED) == 2
+    assert sum("suite" in body for body in POSTED) == 3
     assert {body["kind"] for body in LATER} == {"evaluate", "figure"}
     models = [model for body in LATER for model in body.get("targets") or body["models"]]
     assert {next(iter(model)) for model in models} == {"key", "dataset"}

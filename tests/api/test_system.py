@@ -106,7 +106,8 @@ class TestCatalog:
         with opened(sqlite_url, tmp_path / "state", tmp_path / "empty") as house:
             datasets = house.get("/catalog")["datasets"]
         assert set(datasets) == set(DATASETS)
-        assert [name for name, found in datasets.items() if found["installed"]] == ["mnist-mini"]
+        assert [name for name, found in datasets.items() if found["installed"]] == [
+            "mnist-mini", "synth-digits", "synth-digits-mini"]  # fmt: skip
         assert "run `gauntlet data mnist`" in datasets["mnist"]["remedy"]
         assert datasets["svhn"]["defaults"]["e2sad"]["dissimilarity_weight"] == 0.3
         assert datasets["mnist"]["eps"] == "0.3"

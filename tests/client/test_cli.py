@@ -94,7 +94,7 @@ class TestSubmit:
     @pytest.mark.parametrize(
         ("spec", "said"),
         [
-            ({**JOB, "defense": {"kind": "magic"}}, "defense.kind: allowed: e2sad, fgsm_adv, ifgsm_adv, natural"),
+            ({**JOB, "defense": {"kind": "magic"}}, "defense.kind: allowed: e2sad, fgsm_adv, hamm_minimax, ifgsm_adv"),
             ({**JOB, "training": {"optimiser": "x"}}, "training.optimiser: allowed: adam, sgd"),
             ({**JOB, "dataset": "mnist"}, "dataset: allowed: mnist-mini"),
             ({"suite": "nope"}, "suite: allowed: "),

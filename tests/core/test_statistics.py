@@ -1,4 +1,4 @@
-"""Intervals and tests against scipy, by hand, and by their properties."""
+"""Intervals and tests against scipy and statsmodels, by hand, and by their properties."""
 
 import math
 
@@ -7,6 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+from statsmodels.stats.weightstats import DescrStatsW
 
 from core.statistics import mcnemar_exact, mean_interval, t_quantile, wilson, worst_case
 
@@ -31,6 +34,12 @@ class TestWilson:
     def test_against_scipy(self, successes: int, n: int, confidence: float):
         expected = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
         assert wilson(successes, n, confidence) == pytest.approx(tuple(expected), abs=1e-12)
+
+    @pytest.mark.parametrize("confidence", CONFIDENCES)
+    @pytest.mark.parametrize(("successes", "n"), [(0, 7), (7, 7), (3, 40), (8_633, 10_000), (26_000, 26_032)])
+    def test_against_statsmodels(self, successes: int, n: int, confidence: float):
+        expected = proportion_confint(successes, n, 1 - confidence, method="wilson")
+        assert wilson(successes, n, confidence) == pytest.approx(expected, abs=1e-12)
 
     @unhurried
     @given(counts(), st.sampled_from(CONFIDENCES))
@@ -89,6 +98,12 @@ class TestMeanInterval:
         expected = np.array(stats.t.interval(0.95, len(values) - 1)) * error + np.mean(values)
         assert found == pytest.approx(tuple(expected), abs=1e-9)
 
+    @pytest.mark.parametrize("confidence", CONFIDENCES)
+    @pytest.mark.parametrize("values", [[0.9, 0.92], [0.03, 0.05, 0.02, 0.04, 0.01], [0.1 * k for k in range(10)]])
+    def test_against_statsmodels(self, values: list[float], confidence: float):
+        expected = DescrStatsW(values).tconfint_mean(1 - confidence)
+        assert mean_interval(values, confidence) == pytest.approx(expected, abs=1e-9)
+
     def test_equal_values_have_no_width(self):
         assert mean_interval([0.25, 0.25, 0.25]) == (0.25, 0.25)
 
@@ -112,6 +127,11 @@ class TestMcNemar:
     )
     def test_by_hand(self, b: int, c: int, p: float):
         assert mcnemar_exact(b, c) == p
+
+    @pytest.mark.parametrize(("b", "c"), [(0, 0), (1, 0), (3, 12), (40, 41), (400, 320), (0, 60)])
+    def test_against_statsmodels(self, b: int, c: int):
+        expected = mcnemar([[5, b], [c, 9]], exact=True).pvalue
+        assert mcnemar_exact(b, c) == pytest.approx(expected, rel=1e-9)
 
     @unhurried
     @given(st.integers(0, 400), st.integers(0, 400))
