@@ -13,16 +13,19 @@ from typing import Any
 
 import torch
 
-from bench import plain
+from bench import plain, plot, profile
+from bench.agreement import agreement
 from bench.clock import Timing, Work, interleaved, ratio
 from core.attacks import ATTACKS
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
+from core.errors import DatasetMissing
 from core.evaluation import craft
 from core.execution import Execution
 from core.losses import soft_targets
 from core.networks import NETWORKS
 from core.training import Training, load_model, train
+from store.settings import settings
 from worker.devices import device_name
 
 TRAININGS: dict[str, tuple[dict[str, Any], plain.Step, float]] = {
@@ -57,10 +60,14 @@ def main() -> None:
         "ceilings": ceiling,
         "rows": rows,
         "relative_cost_of_training": _relative(rows),
+        "agreement": agreement(_real(data), execution, options.seeds, 300, 1000) if options.seeds > 1 else [],
     }
+    report["profile_of_e2sad"], operators = profile.measured(execution)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"bench-{device}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
+    plot.draw(report, path.with_suffix(".svg"))
+    (options.out / f"profile-{device}.txt").write_text(operators)
     print(f"written to {path}\n\n{table(report)}")
 
 
@@ -69,6 +76,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds per row")
     parser.add_argument("--budget", type=float, default=2.0, help="seconds per candidate and round, about")
     parser.add_argument("--images", type=int, default=500, help="images per crafting")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the comparison of accuracies; below 2: none")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the report")
     return parser.parse_args()
 
@@ -171,6 +179,14 @@ def _row(
     }
 
 
+def _real(mini: Any) -> Any:
+    """Return MNIST where it is installed, else the given part of it."""
+    try:
+        return DATASETS["mnist"]().load(settings().data_dir)
+    except DatasetMissing:
+        return mini
+
+
 def _relative(rows: list[dict[str, Any]]) -> dict[str, float]:
     trainings = {row["name"].removeprefix("train "): row["seconds_per_unit"] for row in rows if "train" in row["name"]}
     return {name: seconds / trainings["fgsm_adv"] for name, seconds in trainings.items()}
@@ -198,7 +214,15 @@ def table(report: dict[str, Any]) -> str:
             f"{100 * row['share_of_ceiling']:9.0f}%  {others}"
         )
     costs = ", ".join(f"{name} {cost:.2f}" for name, cost in report["relative_cost_of_training"].items())
-    return "\n".join([*lines, "", f"cost of training, FGSM = 1: {costs}"])
+    lines += ["", f"cost of training, FGSM = 1: {costs}"]
+    for row in report["agreement"]:
+        ours, other = (f"{100 * row[who]['mean']:.1f} ± {100 * row[who]['deviation']:.1f}" for who in ("ours", "plain"))
+        lines.append(
+            f"{row['defense']} under {row['attack']['kind']}: ours {ours} %, plain {other} %, "
+            f"{len(row['ours']['accuracies'])} seeds"
+        )
+    shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in report["profile_of_e2sad"].items())
+    return "\n".join([*lines, f"e2SAD's time: {shares}"])
 
 
 if __name__ == "__main__":
