@@ -14,7 +14,7 @@ from core.statistics import prediction_interval
 from core.suites import suites
 from store import paper
 from store.paper import Measured
-from store.results import Cell, Scope, cautions
+from store.results import Cell, Scope, Sums, cautions
 
 Verdict = Literal["yes", "no", "unknown"]
 
@@ -138,7 +138,7 @@ def _beside(table: Published, found: Measured, row: str, column: str, loss: str 
     cell = found.cells.get((row, column, loss))
     printed = table.accuracies[row, column]
     absent = None if cell else _why_absent(table, found, row, column, loss)
-    shown = views.cell(cell or Cell(missing=[str(absent)]))
+    shown = views.cell(cell or Cell(Sums(evaluations=1), missing=[str(absent)]))
     prediction = cell and _prediction(table, cell)
     suite = SUITES[table.number] if absent and absent != NOT_RUN else found.standing.suite
     return PaperMeasurement(

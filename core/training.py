@@ -315,9 +315,14 @@ class _Run:
         import torch
 
         indices = self.order(self.iteration)
+
+        def predicted(size: int) -> Tensor:
+            parts = indices.split(size)
+            return torch.cat([self.model(unit_images(self.images[part], self.execution)).argmax(1) for part in parts])
+
         with torch.no_grad():
-            predicted = self.model(unit_images(self.images[indices], self.execution)).argmax(1)
-        return (predicted == self.labels[indices]).double().mean().item()
+            found = self.portion.fit(predicted, len(indices))
+        return (found == self.labels[indices]).double().mean().item()
 
     def checkpoint(self) -> bytes:
         """Return everything that `restore` needs, as a safetensors file."""

@@ -75,11 +75,12 @@ def _require(session: Session, query: FigureQuery) -> None:
 def _figure(found: DrawnFigure) -> dict[str, Any]:
     payload = found.payload or {}
     spec: dict[str, Any] = found.stage.spec
+    links = [(name, sha256) for name, sha256 in sorted(found.artifacts.items()) if name in FORMS]
     return {
         "key": found.stage.key, "figure": spec["figure"], "state": found.stage.state, "dataset": found.stage.dataset,
         "title": payload.get("title", found.stage.title), "caption": payload.get("caption"),
         "models": [ModelName(key=key, label=label) for key, label in zip(found.models, spec["labels"], strict=True)],
-        "links": {FORMS[name]: f"/artifacts/{sha256}" for name, sha256 in sorted(found.artifacts.items())},
+        "links": {FORMS[name]: f"/artifacts/{sha256}" for name, sha256 in links},
     }  # fmt: skip
 
 

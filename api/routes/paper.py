@@ -33,7 +33,7 @@ class PaperQuery(BaseModel):
 
 @router.get("/paper/{table}", response_model=PaperReply, responses=FORMS)
 def paper_table(
-    table: Annotated[int, Path(ge=1, le=3)],
+    table: Annotated[int, Path(ge=1, le=3, description="Number of the table in the paper.")],
     query: Annotated[PaperQuery, Query()],
     service: ServiceDep,
     accept: Accept = None,

@@ -19,7 +19,7 @@ FGSM_ADV = {"kind": "fgsm_adv"}
 ONE = {"defense": NATURAL}
 NAN, INFINITY = float("nan"), float("inf")
 NO_KEY = "0" * 64
-JOBS = ["benchmark", "train", "evaluate"]
+JOBS = ["benchmark", "train", "evaluate", "figure"]
 SUITES = sorted(suites())
 FIT = [kind for kind, cls in NETWORKS.items() if cls.input_shape == (1, 28, 28)]
 
@@ -40,7 +40,9 @@ def targets(*models: Any, **more: Any) -> dict[str, Any]:
     return {"kind": "evaluate", "targets": list(models), **more}
 
 
-SCHEDULE = ["batch_size", "epochs", "iterations", "label_smoothing", "lr", "momentum", "optimiser", "weight_decay"]
+SCHEDULE = [
+    "batch_size", "epochs", "iterations", "label_smoothing", "lr", "momentum", "optimiser", "precision", "weight_decay",
+]  # fmt: skip
 NUMBER = 'expected a number or a fraction such as 0.3 or "24/255"'
 
 # body, path of the field, part of the message, allowed values (None: none can be listed)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from core.suites import suites
+from core.suites import reductions, suites
 from store.models import Job
 from tests import factories
 from tests.api.house import E2SAD, LITTLE, House
@@ -197,6 +197,7 @@ class TestSuites:
         for name, suite in listed.items():
             assert suite["description"]
             by_name, by_spec = (small_house.plan(body) for body in ({"suite": name}, suite["spec"]))
+            assert by_name.pop("cautions") == [*by_spec.pop("cautions"), *reductions(name)]
             assert by_name == by_spec
 
     def test_a_job_remembers_its_suite(self, small_house: House):
