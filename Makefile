@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo serve paper test storm bench soak check lint clean
+.PHONY: help install dev demo serve paper test slow storm bench soak check lint clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,8 +35,11 @@ paper: install ## run a suite of the paper, or go on with it: SUITE=e2sad-mnist-
 	$(BIN)/python -m worker.serve --suite "$(PAPER_SUITE)" --stop --results docs/results
 PAPER_SUITE = $(if $(filter command line environment,$(origin SUITE)),$(SUITE),e2sad-mnist)
 
-test: dev ## the whole test suite, with a real PostgreSQL and a real Redis
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+test: dev ## the test suite, with a real PostgreSQL and a real Redis
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+slow: dev ## the tests that wait for minutes: storms of faults, outages, lost answers
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
 
 storm: dev ## three minutes of faults over real stages; STORM="--faults 1000 --seconds 3600 --out docs/results/storm.json"
 	$(BIN)/python -m tests.storm $(STORM)
@@ -55,7 +58,7 @@ lint: dev ## formatting, lint, types, dependency rule
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
-check: lint test ## what CI runs
+check: lint test slow ## what CI runs
 
 clean: ## remove the environment and the local state
 	rm -rf $(VENV) var build *.egg-info

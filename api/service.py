@@ -55,8 +55,7 @@ class Service:
         device = job.device if job.device != "auto" else self.settings.device
         if device == "auto":
             device = "cuda" if workers.has_live_cuda(session, self.alive_seconds) else "cpu"
-        threads = self.settings.cpu_threads if device == "cpu" else 1
-        return Execution(device=device, threads=threads, captured=device == "cuda")
+        return Execution.on(device, self.settings.cpu_threads)
 
     def require_dataset(self, job: Job) -> None:
         """Return where the job's dataset can be had.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -24,9 +25,8 @@ from core.evaluation import craft
 from core.execution import Execution
 from core.losses import soft_targets
 from core.networks import NETWORKS
+from core.provenance import device_class, device_name
 from core.training import Training, load_model, train
-from store.settings import settings
-from worker.devices import device_name
 
 TRAININGS: dict[str, tuple[dict[str, Any], plain.Step, float]] = {
     "natural": ({"kind": "natural"}, plain.natural_loss, 0.0),
@@ -40,10 +40,8 @@ TRAININGS: dict[str, tuple[dict[str, Any], plain.Step, float]] = {
 def main() -> None:
     """Measure, print a table, and write docs/results/bench-<device>.json."""
     options = _options()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    execution = Execution(
-        device=device, threads=torch.get_num_threads() if device == "cpu" else 1, captured=device == "cuda"
-    )
+    device = device_class()
+    execution = Execution.on(device, torch.get_num_threads())
     wait: Work | None = torch.cuda.synchronize if device == "cuda" else None
     data = DATASETS["mnist-mini"]().load(Path())
     ceiling = ceilings(device, wait)
@@ -182,7 +180,7 @@ def _row(
 def _real(mini: Any) -> Any:
     """Return MNIST where it is installed, else the given part of it."""
     try:
-        return DATASETS["mnist"]().load(settings().data_dir)
+        return DATASETS["mnist"]().load(Path(os.environ.get("DATA_DIR", "data")))
     except DatasetMissing:
         return mini
 

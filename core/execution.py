@@ -22,6 +22,11 @@ class Execution(Spec):
     captured: bool = False
     """Whether a training iteration is captured as a CUDA graph and replayed; on CUDA only."""
 
+    @classmethod
+    def on(cls, device: Literal["cpu", "cuda"], threads: int) -> "Execution":
+        """Return the plan for a device class: so many threads on a CPU; one, and captured iterations, on CUDA."""
+        return cls(device=device, threads=threads) if device == "cpu" else cls(device=device, threads=1, captured=True)
+
     @model_validator(mode="after")
     def _only_cuda_captures(self) -> "Execution":
         if self.captured and self.device != "cuda":

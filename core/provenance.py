@@ -5,7 +5,7 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,7 +49,7 @@ def _git(*arguments: str) -> str | None:
 
 
 @cache
-def device_class() -> str:
+def device_class() -> Literal["cpu", "cuda"]:
     """Return cuda where torch finds a device, else cpu."""
     import torch
 

@@ -349,10 +349,8 @@ def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob, Plan]:
     if not isinstance(asked, BenchmarkJob):
         raise SpecError(f"the suite {options.suite} is no benchmark")
     device = device_class() if options.device == "auto" else options.device
-    threads = options.threads if device == "cpu" else 1
-    execution = Execution.model_validate({"device": device, "threads": threads})
     nobody: Any = None  # a benchmark names no trained models
-    return asked, plan(asked, execution, nobody)
+    return asked, plan(asked, Execution.on(device, options.threads), nobody)
 
 
 def _origin(options: argparse.Namespace, argv: list[str] | None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def paper_table(
         said = "is on other images" if suite in suites() else "does not exist"
         raise SpecError(f"the suite {suite!r} {said}; for table {table}: {', '.join(allowed)}", ("suite",), allowed)
     device = query.device or ("cuda" if service.settings.device == "cuda" else "cpu")
-    fallback = Execution(device=device, threads=service.settings.cpu_threads if device == "cpu" else 1)
+    fallback = Execution.on(device, service.settings.cpu_threads)
     with service.database.read() as session:
         reply = paper.reply(session, table, suite, query.device, fallback)
     return answer(reply, exports.PAPER_WRITERS, query.format, accept, if_none_match)

@@ -199,7 +199,6 @@ def test_the_health_checks_of_the_servers(stack: compose.Stack) -> None:
     assert stack.is_healthy("redis")
 
 
-@pytest.mark.slow
 def test_a_job_runs_through_the_composition(stack: compose.Stack) -> None:
     with stack:
         stack.up()

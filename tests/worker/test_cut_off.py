@@ -20,7 +20,7 @@ from tests.servers import RedisServer
 from tests.worker import specs
 from tests.worker.calm import assert_as_calm
 
-pytestmark = pytest.mark.xdist_group("worker-servers")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("worker-servers")]
 STOPPED = "its lease could not be renewed"
 
 

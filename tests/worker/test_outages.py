@@ -31,7 +31,7 @@ from worker.spool import Spool
 OUTAGE = float(os.environ.get("OUTAGE_SECONDS", "2"))
 LEASE = 4.0
 ROLES = ("api", "keeper", "worker")
-pytestmark = [pytest.mark.xdist_group("worker-outages"), pytest.mark.timeout(300 + 3 * OUTAGE)]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("worker-outages"), pytest.mark.timeout(300 + 3 * OUTAGE)]
 
 
 class Stack(Processes):
