@@ -19,7 +19,9 @@ from core.networks.svhn_cnn import SvhnCnn
 from core.random import fold, uniform
 from tests.core import plain
 
-NETWORKS = pytest.mark.parametrize("network", [MnistCnn(), SvhnCnn()], ids=lambda network: network.kind)
+NETWORKS = pytest.mark.parametrize(
+    "network", [MnistCnn(), pytest.param(SvhnCnn(), marks=pytest.mark.slow)], ids=lambda network: network.kind
+)
 N = 2
 
 

@@ -211,6 +211,7 @@ def explore(database: Database, examples: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_order_of_things_keeps_the_invariants(unchecked: Database):
     explore(unchecked, 15 if unchecked.is_sqlite else 8)
 

@@ -18,6 +18,8 @@ from tests.worker import specs
 from tests.worker.calm import assert_as_calm
 from tests.worker.conftest import EMBEDDED, SERVERS, Service
 
+pytestmark = pytest.mark.slow
+
 
 def outcomes(stage: dict[str, Any]) -> list[str]:
     """Return how each attempt at a stage ended."""

@@ -252,6 +252,7 @@ def test_next_keeper_acts_at_once(settings: Settings, database: Database) -> Non
     second.run()
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("worker-servers")
 def test_database_down(tmp_path: Path) -> None:
     """The worker stops by its own clock, a new one waits, the API says 503; then everything goes on by itself."""
