@@ -19,10 +19,8 @@ if TYPE_CHECKING:
     from core.execution import Execution
 
 _UNWATCHED = Unwatched()
-PORTION = 500
-"""Images attacked at once, where memory allows."""
-PREDICTED = 1000
-"""Images looked at once, where memory allows."""
+PORTION = {"cpu": 500, "cuda": 5000}
+"""Images attacked or looked at once, by device class, where memory allows."""
 
 
 def craft(
@@ -34,13 +32,12 @@ def craft(
     *,
     smoothing: float = 0.0,
     monitor: Monitor = _UNWATCHED,
-    batch: int = PORTION,
     portion: Portion | None = None,
 ) -> Tensor:
     """Return float32 adversarial images on the CPU for `images`, whole numbers or floats in [0, 1].
 
     Random numbers belong to an image's position in `images`, so the first n images of a set get the same ones.
-    `portion` takes the place of `batch` for a caller who wants to know what memory allowed.
+    `portion` is for a caller who wants to know what memory allowed.
 
     Raises:
         OutOfMemory: the device cannot hold the passes of a single image.
@@ -60,12 +57,10 @@ def craft(
 
     positions = torch.arange(len(images), device=execution.device)
     with configured(execution):
-        return _in_portions(some, len(images), portion or Portion(batch))
+        return _in_portions(some, len(images), portion or Portion(PORTION[execution.device]))
 
 
-def predict(
-    model: nn.Module, images: Tensor, execution: Execution, batch: int = PREDICTED, portion: Portion | None = None
-) -> Tensor:
+def predict(model: nn.Module, images: Tensor, execution: Execution, portion: Portion | None = None) -> Tensor:
     """Return the predicted classes, int64 on the CPU, of `images`, whole numbers or floats in [0, 1].
 
     Raises:
@@ -77,7 +72,7 @@ def predict(
         return model(unit_images(images[begin : begin + size], execution)).argmax(1).cpu()
 
     with configured(execution), torch.no_grad():
-        return _in_portions(some, len(images), portion or Portion(batch))
+        return _in_portions(some, len(images), portion or Portion(PORTION[execution.device]))
 
 
 def _in_portions(some: Callable[[int, int], Tensor], total: int, portion: Portion) -> Tensor:

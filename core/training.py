@@ -96,8 +96,8 @@ def train(
 ) -> Trained:
     """Return the network trained by `defense` on `images` (whole numbers, [N, C, H, W]) and `labels` ([N]).
 
-    `recipe` names everything but the seed; `resume` is a checkpoint of the same training, and the result is that of
-    the undisturbed run, bit for bit.
+    `recipe` names everything but seed and execution; `resume` is a checkpoint of the same training, and the result is
+    that of the undisturbed run, bit for bit.
 
     `micro_batch` bounds the examples that go through the network at once; the gradients of a batch's parts add up to
     its own, but for rounding. Where memory runs out it is halved, and `tell` hears of it.
@@ -220,7 +220,7 @@ class _Run:
     ):
         self.portion = portion
         self.defense, self.training, self.execution, self.monitor = defense, training, execution, monitor
-        self.identity = {"recipe": recipe, "seed": seed}
+        self.identity = {"recipe": recipe, "seed": seed, "execution": execution.model_dump()}
         self.images, self.labels = images.to(execution.device), labels.to(execution.device)
         self.targets = soft_targets(self.labels, network.classes, defense.label_smoothing, number_format(execution))
         self.order = Order(recipe, seed, len(images), training.batch_size, execution.device)

@@ -42,7 +42,7 @@ class Craft(Stage):
         model = load_model(model_spec.network, weights, self.execution)
         data = context.dataset(model_spec.dataset)
         images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]
-        portion = Portion(PORTION, context.log)
+        portion = Portion(PORTION[self.execution.device], context.log)
         adversarial = craft(
             self.attack, model, images, labels, self.execution,
             smoothing=model_spec.defense.label_smoothing, monitor=context.monitor, portion=portion,

@@ -28,7 +28,7 @@ class Evaluate(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Return n, n_correct, the predicted labels and the per-example correctness bits."""
-        from core.evaluation import PREDICTED, correct_bits, predict
+        from core.evaluation import PORTION, correct_bits, predict
         from core.portions import Portion
         from core.training import load_model, weights_from_bytes
 
@@ -40,7 +40,7 @@ class Evaluate(Stage):
         labels = data.test_labels[: self.limit]
         images = data.test_images[: self.limit] if self.examples is None else self._examples(context)
         weights = weights_from_bytes(context.artifact(target.artifact(WEIGHTS)))
-        portion = Portion(PREDICTED, context.log)
+        portion = Portion(PORTION[self.execution.device], context.log)
         model = load_model(spec.network, weights, self.execution)
         predictions = predict(model, images, self.execution, portion=portion)
         correct = predictions == labels

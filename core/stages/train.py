@@ -23,6 +23,7 @@ CURVE = "curve"
 class Train(Stage):
     """Train `defense` on `dataset`; the result is the weights and the loss curve."""
 
+    version = 2  # 2: initialisation and order no longer derive from the execution
     kind: Literal["train"] = "train"
     defense: AnyDefense
     """The recipe against adversarial examples."""
@@ -35,12 +36,17 @@ class Train(Stage):
     dataset_sha256: str
     """sha256 over the dataset's published checksums."""
     seed: Seed = 0
-    """Initialisation and data order derive from it and from the recipe."""
+    """Initialisation, data order and noise derive from it and from `mathematics`."""
 
     @property
     def recipe(self) -> str:
         """The key without the seed: what a row or a column of a matrix is."""
         return digest({name: value for name, value in self.canonical().items() if name != "seed"})
+
+    @property
+    def mathematics(self) -> str:
+        """The recipe without its execution: one seed starts from the same weights and order on every device."""
+        return digest({name: value for name, value in self.canonical().items() if name not in ("seed", "execution")})
 
     @property
     def flop(self) -> float:
@@ -58,7 +64,7 @@ class Train(Stage):
 
         def attempt(resume: bytes | None) -> Any:
             return train(
-                self.defense, self.network, self.training, self.execution, recipe=self.recipe, seed=self.seed,
+                self.defense, self.network, self.training, self.execution, recipe=self.mathematics, seed=self.seed,
                 images=data.train_images, labels=data.train_labels, resume=resume, monitor=context.monitor,
                 tell=context.log,
             )  # fmt: skip

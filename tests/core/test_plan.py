@@ -506,9 +506,9 @@ class TestKeys:
 
 
 GOLDEN = (
-    "91895a329d43b7b238a71076781d6763ba1e74517aec93e8c41d30e5fe0d5625",
-    "1192959b5b441dd2d4e94576896d990e07beb861400cf823747779d41e6da0dd",
-    "bf7be272391e37d719e4e808229c7c591f7a2ad421845bbca529025070f4d833",
+    "23d22b6e2d89860f7c3b6984ca726d11f634113dd2eabe7c2f7d9163d75d63d6",
+    "967d766bdf987187279f27d3e11c7a1a1540080eb6d1e41c17824d7a04b4cf16",
+    "34ec974c11c807667cf0ccd52e7d22bdcfafbf259a947120a25fc70c6228afcc",
 )
 
 
@@ -517,3 +517,14 @@ def test_rows_and_columns_are_the_key_without_the_seed():
     assert zero.recipe == one.recipe
     assert zero.identity() != one.identity()
     assert zero.recipe not in (zero.identity(), one.identity())
+
+
+def test_a_seed_starts_alike_however_it_is_executed():
+    here, there = (
+        trains(planned({**BARE, "kind": "train"}, execution=execution))[0]
+        for execution in (EXECUTION, Execution.on("cuda", 1))
+    )
+    assert here.recipe != there.recipe
+    assert here.mathematics == there.mathematics
+    other = here.model_copy(update={"defense": DEFENSES["natural"]()})
+    assert here.mathematics != other.mathematics

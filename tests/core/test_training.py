@@ -142,7 +142,7 @@ class TestBrokenCheckpoints:
         with pytest.raises(ArtifactCorrupt, match="header"):
             run(resume=weights_to_bytes(tiny_model().state_dict()))
 
-    @pytest.mark.parametrize("others", [{"seed": 1}, {"recipe": "other"}])
+    @pytest.mark.parametrize("others", [{"seed": 1}, {"recipe": "other"}, {"execution": EXACT}])
     def test_one_of_another_training_is_corrupt(self, checkpoint, others):
         with pytest.raises(ArtifactCorrupt, match="another training"):
             run(resume=checkpoint, **others)
