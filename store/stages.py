@@ -51,6 +51,8 @@ from store.models import (
 KEPT_CHECKPOINTS = 2
 MEASURED = 200
 """Newest trainings and craftings whose speed foretells that of the next."""
+TELLING_SECONDS = 1.0
+"""What takes less tells of files and start-up, and nothing of the device's speed."""
 BACKOFF_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 60.0
 
@@ -609,7 +611,7 @@ def wanted_by_live_job(other_than: int) -> Any:
 
 
 def measured_rate(session: Session, queue: str) -> float | None:
-    """Return the floating-point operations per second of the queue's newest results, None before there are any."""
+    """Return the floating-point operations per second of the queue's newest results, None before a telling one."""
     newest = (
         select(Stage.flop, Stage.device_seconds)
         .where(Stage.queue == queue, text("stages.state = 'succeeded' AND stages.kind IN ('train', 'craft')"))
@@ -617,7 +619,8 @@ def measured_rate(session: Session, queue: str) -> float | None:
         .limit(MEASURED)
         .subquery()
     )
-    flop, seconds = session.execute(select(func.sum(newest.c.flop), func.sum(newest.c.device_seconds))).one()
+    sums = select(func.sum(newest.c.flop), func.sum(newest.c.device_seconds))
+    flop, seconds = session.execute(sums.where(newest.c.device_seconds >= TELLING_SECONDS)).one()
     return flop / seconds if seconds else None
 
 

@@ -120,7 +120,7 @@ class TestSharing:
         cost = house.get(f"/jobs/{job['id']}")["cost"]
         assert cost["remaining_seconds"] == 0
         assert cost["estimated_seconds"] > 0
-        assert cost["rate_measured"] is True
+        assert cost["rate_measured"] is False, "work of milliseconds tells nothing of the device's speed"
         assert cost["used_seconds"] > 0
         assert cost["reused_seconds"] == 0
         again = house.post(LITTLE)["cost"]

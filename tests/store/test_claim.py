@@ -308,6 +308,22 @@ class TestSuccess:
             release(database, held)
         assert 20 <= factories.stage(database, held.stage_id).device_seconds < 25
 
+    def test_the_rate_is_that_of_results_which_took_a_second_or_more(self, database: Database):
+        post(database, trainings([0, 1]))
+        for lasted in (0.0, 10.0):
+            held = claim(database)
+            with database.write() as session:
+                row = session.get_one(Attempt, (held.stage_id, held.fence))
+                row.started_at -= lasted
+            succeed(database, held)
+            with database.read() as session:
+                rate = stages.measured_rate(session, "cpu")
+            if not lasted:
+                assert rate is None
+            else:
+                found = factories.stage(database, held.stage_id)
+                assert rate == pytest.approx(found.flop / found.device_seconds)
+
 
 class TestFailure:
     def test_is_tried_again_after_a_growing_wait(self, database: Database):
