@@ -50,6 +50,14 @@ _with_parent = (
 _its_attempt = and_(Attempt.stage_id == Stage.id, Attempt.fence == Stage.fence)
 _open = Attempt.ended_at.is_(None)
 _stages_of_job = select(literal(1)).select_from(JobStage).join(Stage).where(JobStage.job_id == Job.id).correlate(Job)
+_unfinished = (
+    select(func.count())
+    .select_from(JobStage)
+    .join(Stage, Stage.id == JobStage.stage_id)
+    .where(JobStage.job_id == Job.id, Stage.state.in_(LIVE))
+    .correlate(Job)
+    .scalar_subquery()
+)
 _wanting_jobs = (
     select(literal(1))
     .select_from(JobStage)
@@ -240,6 +248,12 @@ JOBS = (
         "job {} is {}, but all its stages have ended",
         select(Job.id, Job.state).where(
             Job.state.not_in(JOB_ENDED), ~exists(_stages_of_job.where(Stage.state.in_(LIVE)))
+        ),
+    ),
+    Rule(
+        "job {} counts {} unfinished stages, but has {}",
+        select(Job.id, Job.unfinished, _unfinished).where(
+            Job.state.not_in(JOB_ENDED), Job.cancel_requested.is_(False), Job.unfinished != _unfinished
         ),
     ),
     Rule(

@@ -423,22 +423,46 @@ def _end_descendants(session: Session, stage_id: int, title: str | None, event: 
 
 
 def _settle(session: Session, stage_ids: Sequence[int], event: str, data: dict[str, Any]) -> None:
-    for job_id in events.tell_jobs(session, stage_ids, event, data):
+    """Tell the jobs that wait for stages which have just ended, and end those that wait for nothing more."""
+    told = events.tell_jobs(session, stage_ids, event, data)
+    ended = select(func.count()).where(JobStage.job_id == Job.id, JobStage.stage_id.in_(stage_ids)).scalar_subquery()
+    session.execute(
+        update(Job)
+        .where(Job.id.in_(told))
+        .values(unfinished=Job.unfinished - ended)
+        .execution_options(synchronize_session=False)
+    )
+    for job_id in told:
         roll_up(session, job_id)
 
 
+def recount(session: Session, job_ids: Sequence[int]) -> None:
+    """Count the unfinished stages of locked jobs anew: some have been given a new life."""
+    live = (
+        select(func.count())
+        .select_from(JobStage)
+        .join(Stage, Stage.id == JobStage.stage_id)
+        .where(JobStage.job_id == Job.id, Stage.state.in_(LIVE))
+        .scalar_subquery()
+    )
+    session.execute(
+        update(Job)
+        .where(Job.id.in_(job_ids))
+        .values(unfinished=live)
+        .execution_options(synchronize_session=False)
+    )  # fmt: skip
+
+
 def roll_up(session: Session, job_id: int) -> bool:
-    """Return whether the locked job ended: its state becomes what its stages say, and freezes there."""
-    job = session.execute(select(Job.cancel_requested, Job.state).where(Job.id == job_id).with_for_update()).one()
-    if job.state in JOB_ENDED:
+    """Return whether the locked job ended: its state becomes what its stages say, and freezes there.
+
+    While the count of its unfinished stages says that it goes on, the stages themselves are not looked at.
+    """
+    query = select(Job.cancel_requested, Job.state, Job.unfinished).where(Job.id == job_id).with_for_update()
+    job = session.execute(query).one()
+    if job.state in JOB_ENDED or (job.unfinished and not job.cancel_requested):
         return False
-    mine = select(Stage.state, Stage.cancel_requested, func.count()).join(JobStage, JobStage.stage_id == Stage.id)
-    rows = session.execute(mine.where(JobStage.job_id == job_id).group_by(Stage.state, Stage.cancel_requested)).all()
-    if job.cancel_requested:
-        waits = any(state == StageState.RUNNING and cancelling for state, cancelling, _ in rows)
-        ended = None if waits else JobState.CANCELLED
-    else:
-        ended = _job_end({state for state, _, _ in rows})
+    ended = _cancel_end(session, job_id) if job.cancel_requested else _job_end(session, job_id)
     if ended is None:
         return False
     session.execute(update(Job).where(Job.id == job_id).values(state=ended, finished_at=db_now()))
@@ -446,8 +470,17 @@ def roll_up(session: Session, job_id: int) -> bool:
     return True
 
 
-def _job_end(states: set[str]) -> JobState | None:
+def _cancel_end(session: Session, job_id: int) -> JobState | None:
+    """Return how a cancelled job ends: not before every stage that is being stopped for it has stopped."""
+    mine = select(literal(1)).select_from(JobStage).join(Stage, Stage.id == JobStage.stage_id)
+    stopping = exists(mine.where(JobStage.job_id == job_id, IS_RUNNING, Stage.cancel_requested.is_(True)))
+    return None if session.scalar(select(stopping)) else JobState.CANCELLED
+
+
+def _job_end(session: Session, job_id: int) -> JobState | None:
     """Return how a job ends that nobody cancelled: a cancelled stage of it needed one that failed."""
+    mine = select(Stage.state).join(JobStage, JobStage.stage_id == Stage.id).where(JobStage.job_id == job_id)
+    states = set(session.scalars(mine.distinct()))
     if states & set(LIVE):
         return None
     return JobState.SUCCEEDED if states <= {StageState.SUCCEEDED} else JobState.FAILED
@@ -547,6 +580,7 @@ def repair(session: Session, among: range | None = None, limit: int = 200) -> tu
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
+    recount(session, finished)
     return bells, len(bells) + sum(roll_up(session, job_id) for job_id in finished)
 
 

@@ -143,6 +143,7 @@ DAMAGES: list[tuple[str, Damage]] = [
     ("without a time of its end", change(Stage, Stage.state == "failed", finished_at=None)),
     ("without a time of its end", change(Stage, Stage.state == "ready", finished_at=1.0)),
     ("but all its stages have ended", end_all_stages),
+    ("unfinished stages, but has", change(Job, Job.state == "running", unfinished=Job.unfinished + 1)),
     ("none of its stages is being stopped", change(Stage, HELD, cancel_requested=False)),
     ("is queued, but its stage", change(Job, Job.state == "running", state="queued")),
     ("has succeeded, but its stage", change(Job, Job.state == "failed", state="succeeded")),
