@@ -56,17 +56,22 @@ class ArtifactStore(ABC):
 
         Raises:
             ArtifactCorrupt: they are missing or are not those that were stored.
+            StoreAway: the store cannot be read, or holds nothing at all, as a disk that is not mounted.
         """
         data = self._read(sha256)
         if data is None:
-            raise ArtifactCorrupt(f"artifact {sha256} is missing from the store")
+            self._require_something()
+            raise ArtifactCorrupt(f"artifact {sha256} is missing from the store", sha256)
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store")
+            raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store", sha256)
         return data
 
     def _sound(self, sha256: str) -> bool:
         data = self._read(sha256)
         return data is not None and hashlib.sha256(data).hexdigest() == sha256
+
+    def _require_something(self) -> None:  # noqa: B027 - a bucket is there or refuses
+        """Return unless the store holds nothing, which says more about the store than about one artifact."""
 
     @abstractmethod
     def unused(self, kept: set[str], older_than: float) -> Iterator[Stored]:
@@ -137,6 +142,10 @@ class FolderStore(ArtifactStore):
             return None
         except OSError as error:
             self._away(error)
+
+    def _require_something(self) -> None:
+        if next(self._folder.glob("*"), None) is None:
+            raise StoreAway(f"the artifact store {self._folder} is empty: is its disk mounted?")
 
     def _away(self, error: OSError) -> NoReturn:
         raise StoreAway(f"the artifact store {self._folder} cannot be used: {error.strerror or error}") from error

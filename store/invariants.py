@@ -19,6 +19,7 @@ from store.models import (
     Job,
     JobStage,
     JobState,
+    LostResult,
     Result,
     Stage,
     StageArtifact,
@@ -50,6 +51,8 @@ _with_parent = (
 _its_attempt = and_(Attempt.stage_id == Stage.id, Attempt.fence == Stage.fence)
 _open = Attempt.ended_at.is_(None)
 _stages_of_job = select(literal(1)).select_from(JobStage).join(Stage).where(JobStage.job_id == Job.id).correlate(Job)
+_withdrawn = select(literal(1)).where(LostResult.stage_id == Stage.id).correlate(Stage, Attempt)
+_withdrawn_of_parent = select(literal(1)).where(LostResult.stage_id == _parent.id).correlate(_parent)
 _unfinished = (
     select(func.count())
     .select_from(JobStage)
@@ -143,9 +146,15 @@ RESULTS = (
         "stage {} has {} succeeded attempts",
         select(Stage.key, func.count())
         .join(Attempt, Attempt.stage_id == Stage.id)
-        .where(Attempt.outcome == StageState.SUCCEEDED)
+        .where(Attempt.outcome == StageState.SUCCEEDED, ~exists(_withdrawn.where(LostResult.fence == Attempt.fence)))
         .group_by(Stage.key)
         .having(func.count() > 1),
+    ),
+    Rule(
+        "the result of stage {} under fence {} is withdrawn and stands nevertheless",
+        select(Stage.key, Result.fence)
+        .join(Result, Result.stage_id == Stage.id)
+        .join(LostResult, and_(LostResult.stage_id == Stage.id, LostResult.fence == Result.fence)),
     ),
     Rule(
         "stage {} is {}, but has the artifact {}",
@@ -206,7 +215,10 @@ GRAPH = (
     Rule(
         "stage {} is {}, but its parent {} is {}",
         _with_parent.where(
-            Stage.state.in_([StageState.READY, StageState.RUNNING, StageState.SUCCEEDED]),
+            or_(
+                Stage.state.in_([StageState.READY, StageState.RUNNING]),
+                and_(Stage.state == StageState.SUCCEEDED, ~exists(_withdrawn_of_parent)),
+            ),
             _parent.state != StageState.SUCCEEDED,
         ),
     ),
@@ -275,7 +287,7 @@ JOBS = (
         select(Job.id, Stage.key, Stage.state)
         .join(JobStage, JobStage.job_id == Job.id)
         .join(Stage, Stage.id == JobStage.stage_id)
-        .where(Job.state == JobState.SUCCEEDED, Stage.state != StageState.SUCCEEDED),
+        .where(Job.state == JobState.SUCCEEDED, Stage.state != StageState.SUCCEEDED, ~exists(_withdrawn)),
     ),
     Rule(
         "job {} is {}, which does not agree with whether its cancellation was asked for",

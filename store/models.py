@@ -89,7 +89,7 @@ class Job(Base):
     pairing: Mapped[str] = mapped_column(String(12))
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     unfinished: Mapped[int] = mapped_column(Integer, default=0)
-    """Stages of the job that have not ended; counted under the job's lock as they end, and no more once it has ended."""
+    """Stages of the job that have not ended: counted under the job's lock, and no more once it has ended."""
     last_event: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[float] = mapped_column(Float)
     started_at: Mapped[float | None] = mapped_column(Float)

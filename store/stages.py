@@ -329,6 +329,11 @@ def _cancel(
     _settle(session, [stage_id], "stage.cancelled", {"key": stage.key, "title": stage.title})
 
 
+def take(session: Session, stage_id: int, fence: int, state: StageState, error: dict[str, Any]) -> None:
+    """Take a running stage from its worker, who can write nothing more from this commit on: its fence rises."""
+    _end(session, stage_id, fence, state, "released", error, fence=fence + 1)
+
+
 def _end(
     session: Session, stage_id: int, fence: int, state: StageState, outcome: str, error: dict[str, Any] | None, /,
     **more: Any,
