@@ -17,8 +17,8 @@ from core.errors import ArtifactCorrupt, GauntletError, SpecError, StoreAway
 from store import lost, migrate, stages
 from store.artifacts import ArtifactStore, open_store
 from store.backup import backup, referenced, restore
-from store.database import Database
-from store.invariants import violations
+from store.database import Database, unhurried
+from store.invariants import checked
 from store.models import Artifact, StageState
 from store.settings import settings
 from store.transfer import export, import_file
@@ -32,9 +32,12 @@ def doctor(database: Database, store: ArtifactStore, *, artifacts: bool = True) 
     found, expected = migrate.revision_of(database), migrate.head()
     if found != expected:
         return [f"the schema is at {found}, this code needs {expected}: run `alembic upgrade head`"]
+    wrong = checked(database)
+    if not artifacts:
+        return wrong
     with database.read() as session:
-        wrong = violations(session)
-        kept = referenced(session) if artifacts else set[str]()
+        unhurried(session)
+        kept = referenced(session)
     return wrong + list(unsound(store, sorted(kept)).values())
 
 
@@ -82,23 +85,33 @@ def recompute(database: Database, key: str) -> list[str]:
 
 def collect(database: Database, store: ArtifactStore, grace_hours: float, *, dry_run: bool) -> tuple[int, int]:
     """Return number and bytes of the artifacts that nothing refers to, deleted unless `dry_run`."""
+    older_than = time.time() - 3600 * grace_hours
     with database.read() as session:
+        unhurried(session)
         kept = referenced(session)
-    unused = list(store.unused(kept, time.time() - 3600 * grace_hours))
-    size = sum(found.size for found in unused)
-    if dry_run:
-        return len(unused), size
-    names = {found.name for found in unused}
+    unused = list(store.unused(kept, older_than))
+    if not dry_run:
+        names = _forgotten(database, {found.name for found in unused})
+        unused = [found for found in unused if found.name in names and store.remove(found, older_than)]
+    return len(unused), sum(found.size for found in unused)
+
+
+def _forgotten(database: Database, names: set[str]) -> set[str]:
+    """Return those of the names that nothing refers to even now, after deleting their rows.
+
+    Rows are locked before anyone asks who refers to them; what a worker is recording at this moment is left alone.
+    """
     with database.write() as session:
-        # a row that came since then keeps its bytes
-        names -= referenced(session)
+        unhurried(session)
         rows = set(session.scalars(select(Artifact.sha256))) & names
         for sha256 in sorted(rows):
+            mine = select(Artifact.sha256).where(Artifact.sha256 == sha256).with_for_update(skip_locked=True)
+            if session.scalar(mine) is None:
+                names = names - {sha256}
+        names = names - referenced(session)
+        for sha256 in sorted(rows & names):
             session.execute(delete(Artifact).where(Artifact.sha256 == sha256))
-    for found in unused:
-        if found.name in names:
-            store.remove(found)
-    return len(names), size
+    return names
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,8 +6,10 @@ A rule is one statement, so on a live database it sees one moment of it. A new r
 from dataclasses import dataclass
 
 from sqlalchemy import Executable, and_, exists, func, literal, or_, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
+from store.database import Database, unhurried
 from store.models import (
     ENDED,
     JOB_ENDED,
@@ -40,6 +42,23 @@ class Rule:
 def violations(session: Session) -> list[str]:
     """Return a sentence for every row that breaks an invariant; none on a sound database."""
     return [rule.says.format(*row) for rule in RULES for row in session.execute(rule.query)]
+
+
+def checked(database: Database) -> list[str]:
+    """Return the violations on a live database however large: each rule in a transaction of its own, without haste.
+
+    A rule that cannot be checked is among them, and does not hide what the others find.
+    """
+    return [sentence for rule in RULES for sentence in _checked(database, rule)]
+
+
+def _checked(database: Database, rule: Rule) -> list[str]:
+    try:
+        with database.read() as session:
+            unhurried(session)
+            return [rule.says.format(*row) for row in session.execute(rule.query)]
+    except SQLAlchemyError as error:
+        return [f"could not be checked: {rule.says.format(*'?' * 9)}: {str(error).splitlines()[0]}"]
 
 
 _parent = aliased(Stage)

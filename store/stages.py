@@ -368,9 +368,10 @@ def add_artifact(session: Session, stage_id: int, stored: StoredArtifact) -> Non
 
 
 def _record_artifact(session: Session, stored: StoredArtifact) -> None:
-    """Insert the artifact's row unless it is there."""
+    """Insert the artifact's row; one that is there is locked, so that no collection deletes it before this is done."""
     row = {"sha256": stored.sha256, "size": stored.size, "media_type": stored.media_type, "created_at": db_now()}
-    session.execute(insert_for(session, Artifact).values(**row).on_conflict_do_nothing())
+    new = insert_for(session, Artifact).values(**row)
+    session.execute(new.on_conflict_do_update(index_elements=[Artifact.sha256], set_={"size": stored.size}))
 
 
 def unfinished_parents() -> Any:

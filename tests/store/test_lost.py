@@ -6,11 +6,10 @@ import pytest
 from sqlalchemy import select
 
 from core.errors import StoreAway
-from store import lost, stages
+from store import lost
 from store.admin import doctor, recompute, repair
 from store.artifacts import FolderStore
 from store.database import Database
-from store.invariants import violations
 from store.jobs import cancel
 from store.models import Event, LostResult, Result, StageLog
 from store.results import Filters, stamp, whitebox
@@ -185,15 +184,3 @@ def test_a_disk_that_is_not_mounted_is_no_loss(database: Database, tmp_path: Pat
     with pytest.raises(StoreAway, match="is its disk mounted"):
         repair(database, FolderStore(tmp_path / "gone"))
     assert factories.everything(database) == before
-
-
-def test_the_record_of_a_withdrawal_is_checked(unchecked: Database):
-    _, train = done(unchecked)
-    withdraw(unchecked, train)
-    post(unchecked, body())
-    finish(unchecked)
-    with unchecked.write() as session:
-        session.execute(LostResult.__table__.update().values(fence=factories.stage(unchecked, train.stage_id).fence))  # pyright: ignore[reportAttributeAccessIssue]
-        assert any("stands nevertheless" in sentence for sentence in violations(session))
-    with unchecked.read() as session:
-        assert stages.result_of(session, train.stage_id) is not None
