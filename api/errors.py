@@ -3,6 +3,7 @@
 ApiError
 ├── NotFound      404
 ├── Conflict      409
+├── InProgress    409
 ├── TooLarge      413
 ├── Invalid       422
 └── Unavailable   503
@@ -37,6 +38,8 @@ from core.jobs import (
 from core.networks import NETWORKS
 
 RETRY_SECONDS = 5
+SOON_SECONDS = 1
+"""For what a request in progress will have done soon."""
 QueryText = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
 """Text of a query parameter, as a job's texts are; PostgreSQL holds no NUL."""
 
@@ -56,7 +59,7 @@ class ErrorBody(BaseModel):
     """What went wrong."""
 
     code: str
-    """invalid, not_found, conflict, too_large, unavailable, ..."""
+    """invalid, not_found, conflict, in_progress, too_large, unavailable, ..."""
     message: str
     """One sentence for a person."""
     fields: list[FieldError] = []
@@ -92,6 +95,13 @@ class Conflict(ApiError):
 
     status = 409
     code = "conflict"
+
+
+class InProgress(ApiError):
+    """The same request is being answered; try again."""
+
+    status = 409
+    code = "in_progress"
 
 
 class TooLarge(ApiError):
@@ -227,7 +237,8 @@ def reply(error: ApiError, headers: dict[str, str] | None = None) -> JSONRespons
 def on_api_error(_: Request, error: Exception) -> JSONResponse:
     """Render an error a route raised."""
     assert isinstance(error, ApiError)  # noqa: S101 - the handler is registered for it
-    return reply(error, {"Retry-After": str(RETRY_SECONDS)} if error.status == 503 else None)
+    seconds = {Unavailable: RETRY_SECONDS, InProgress: SOON_SECONDS}.get(type(error))
+    return reply(error, {"Retry-After": str(seconds)} if seconds else None)
 
 
 def on_spec_error(_: Request, error: Exception) -> JSONResponse:

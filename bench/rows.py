@@ -21,10 +21,10 @@ from store.models import cell_of
 IMAGES = 2_000
 ATTACK = ATTACKS["ifgsm"].model_validate({"kind": "ifgsm"})
 _STAGE = """
-INSERT INTO stages (id, key, kind, title, spec, recipe, seed, dataset, queue, state, priority, flop, generation, fence,
+INSERT INTO stages (id, key, kind, title, spec, recipe, seed, dataset, queue, state, priority, flop, fence,
                     not_before, announced_at, cancel_requested, failures, losses, device_seconds, created_at)
 """
-_REST = "0, 0, 0, 0, false, 0, 0, 1, 0"
+_REST = "0, 0, 0, false, 0, 0, 1, 0"
 
 
 def fill_evaluations(database: Database, targets: int, substitutes: int, seeds: int) -> int:
@@ -86,9 +86,9 @@ def _finished_jobs(session: Session, targets: int, substitutes: int, seeds: int)
             {hashed.format("'evaluate ' || c.target || ' ' || c.substitute || ' ' || s")}, 'evaluate', 'evaluate',
             '{{}}', NULL, NULL, 'mnist-mini', 'cpu', 'succeeded', 0, 1e6, {_REST}
             FROM generate_series(0, :seeds - 1) s, cell c""",
-        """INSERT INTO jobs (id, kind, name, tags, spec, state, priority, pairing, cancel_requested, archived,
+        """INSERT INTO jobs (id, kind, name, tags, spec, state, priority, pairing, cancel_requested, unfinished,
                              last_event, created_at)
-           SELECT s + 1, 'benchmark', '', '[]', '{}', 'succeeded', 0, 'same', false, false, 0, 0
+           SELECT s + 1, 'benchmark', '', '[]', '{}', 'succeeded', 0, 'same', false, 0, 0, 0
            FROM generate_series(0, :seeds - 1) s""",
         """INSERT INTO job_models SELECT s + 1, s * :targets + r.number + 1, role, r.recipe, r.label, r.number
            FROM generate_series(0, :seeds - 1) s, recipe r, (VALUES ('target'), ('substitute')) AS roles(role)
@@ -127,9 +127,9 @@ def fill_ready(database: Database, stages: int, jobs: int) -> None:
         )
         session.execute(
             text(
-                """INSERT INTO jobs (id, kind, name, tags, spec, state, priority, pairing, cancel_requested, archived,
+                """INSERT INTO jobs (id, kind, name, tags, spec, state, priority, pairing, cancel_requested, unfinished,
                                      last_event, created_at)
-                SELECT i, 'train', '', '[]', '{}', 'queued', 0, 'same', false, false, 0, 0
+                SELECT i, 'train', '', '[]', '{}', 'queued', 0, 'same', false, 0, 0, 0
                 FROM generate_series(1, CAST(:jobs AS int)) i"""
             ),
             values,
@@ -140,6 +140,9 @@ def fill_ready(database: Database, stages: int, jobs: int) -> None:
                 "SELECT id % CAST(:jobs AS int) + 1, id, id, false FROM stages"
             ),
             values,
+        )
+        session.execute(
+            text("UPDATE jobs SET unfinished = (SELECT count(*) FROM job_stages WHERE job_stages.job_id = jobs.id)")
         )
     _settle(database)
 

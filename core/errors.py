@@ -41,7 +41,11 @@ class DatasetMissing(GauntletError):
 
 
 class ArtifactCorrupt(GauntletError):
-    """Stored bytes are missing or do not match their sha256."""
+    """Stored bytes are missing or do not match their sha256, which is `sha256` where the store itself says so."""
+
+    def __init__(self, message: str, sha256: str | None = None):
+        super().__init__(message)
+        self.sha256 = sha256
 
 
 class StoreAway(GauntletError):

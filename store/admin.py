@@ -7,18 +7,19 @@ HTTP, and results that no worker of this service computed come in only here.
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from core.errors import ArtifactCorrupt, GauntletError
-from store import migrate
+from core.errors import ArtifactCorrupt, GauntletError, SpecError, StoreAway
+from store import lost, migrate, stages
 from store.artifacts import ArtifactStore, open_store
 from store.backup import backup, referenced, restore
-from store.database import Database
-from store.invariants import violations
-from store.models import Artifact
+from store.database import Database, unhurried
+from store.invariants import checked
+from store.models import Artifact, StageState
 from store.settings import settings
 from store.transfer import export, import_file
 
@@ -31,36 +32,86 @@ def doctor(database: Database, store: ArtifactStore, *, artifacts: bool = True) 
     found, expected = migrate.revision_of(database), migrate.head()
     if found != expected:
         return [f"the schema is at {found}, this code needs {expected}: run `alembic upgrade head`"]
+    wrong = checked(database)
+    if not artifacts:
+        return wrong
     with database.read() as session:
-        wrong = violations(session)
-        kept = referenced(session) if artifacts else set[str]()
-    for sha256 in sorted(kept):
+        unhurried(session)
+        kept = referenced(session)
+    return wrong + list(unsound(store, sorted(kept)).values())
+
+
+def unsound(store: ArtifactStore, kept: Sequence[str]) -> dict[str, str]:
+    """Return what is wrong with those of the artifacts that cannot be had."""
+    wrong: dict[str, str] = {}
+    for sha256 in kept:
         try:
             store.get(sha256)
         except ArtifactCorrupt as error:
-            wrong.append(str(error))
+            wrong[sha256] = str(error)
+        except StoreAway as error:
+            wrong[sha256] = f"artifact {sha256} could not be checked: {error}"
     return wrong
+
+
+def repair(database: Database, store: ArtifactStore) -> list[str]:
+    """Return what was done about every artifact that is missing or altered: what made it runs again."""
+    with database.read() as session:
+        kept = sorted(referenced(session))
+    done: list[str] = []
+    for sha256 in kept:
+        try:
+            store.get(sha256)
+        except ArtifactCorrupt as error:
+            with database.write() as session:
+                lost.withdraw_artifact(session, sha256, str(error))
+            done.append(f"{error}: the result that had it is withdrawn and runs again when a job wants it")
+    return done
+
+
+def recompute(database: Database, key: str) -> list[str]:
+    """Return what was done so that one succeeded stage runs again.
+
+    Raises:
+        SpecError: there is no such stage, or it has no result.
+    """
+    with database.write() as session:
+        stage = stages.by_key(session, key)
+        if stage is None or stage.state != StageState.SUCCEEDED:
+            raise SpecError(f"--recompute {key}: there is no succeeded stage of that key", ("recompute",))
+        lost.withdraw(session, [stage.id], "asked for by `gauntlet doctor --recompute`")
+    return [f"the result of {stage.title} is withdrawn; it runs again when a job wants it"]
 
 
 def collect(database: Database, store: ArtifactStore, grace_hours: float, *, dry_run: bool) -> tuple[int, int]:
     """Return number and bytes of the artifacts that nothing refers to, deleted unless `dry_run`."""
+    older_than = time.time() - 3600 * grace_hours
     with database.read() as session:
+        unhurried(session)
         kept = referenced(session)
-    unused = list(store.unused(kept, time.time() - 3600 * grace_hours))
-    size = sum(found.size for found in unused)
-    if dry_run:
-        return len(unused), size
-    names = {found.name for found in unused}
+    unused = list(store.unused(kept, older_than))
+    if not dry_run:
+        names = _forgotten(database, {found.name for found in unused})
+        unused = [found for found in unused if found.name in names and store.remove(found, older_than)]
+    return len(unused), sum(found.size for found in unused)
+
+
+def _forgotten(database: Database, names: set[str]) -> set[str]:
+    """Return those of the names that nothing refers to even now, after deleting their rows.
+
+    Rows are locked before anyone asks who refers to them; what a worker is recording at this moment is left alone.
+    """
     with database.write() as session:
-        # a row that came since then keeps its bytes
-        names -= referenced(session)
+        unhurried(session)
         rows = set(session.scalars(select(Artifact.sha256))) & names
         for sha256 in sorted(rows):
+            mine = select(Artifact.sha256).where(Artifact.sha256 == sha256).with_for_update(skip_locked=True)
+            if session.scalar(mine) is None:
+                names = names - {sha256}
+        names = names - referenced(session)
+        for sha256 in sorted(rows & names):
             session.execute(delete(Artifact).where(Artifact.sha256 == sha256))
-    for found in unused:
-        if found.name in names:
-            store.remove(found)
-    return len(names), size
+    return names
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,6 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser("doctor", help="check the invariants and every artifact; exit 1 where one is broken")
     check.add_argument("--no-artifacts", action="store_true", help="leave the stored bytes out")
+    check.add_argument("--repair", action="store_true", help="run again what made an artifact that is lost or altered")
+    check.add_argument("--recompute", metavar="KEY", help="run one finished stage again, whatever its artifacts")
     clean = commands.add_parser("gc", help="delete artifacts that nothing refers to")
     clean.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")
     clean.add_argument("--grace-hours", type=float, default=GRACE_HOURS, help="spare what was put lately (default: 24)")
@@ -101,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace, database: Database, store: ArtifactStore) -> int:
     if options.command == "doctor":
+        done = recompute(database, options.recompute) if options.recompute else []
+        done += repair(database, store) if options.repair else []
+        print("".join(f"{line}\n" for line in done), end="")
         wrong = doctor(database, store, artifacts=not options.no_artifacts)
         print("\n".join(wrong) or "every invariant holds")
         return 1 if wrong else 0

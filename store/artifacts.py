@@ -3,10 +3,12 @@
 An `ArtifactStore` is a folder or, in store/s3.py, a bucket. Both keep an artifact under aa/bb/<sha256>.
 """
 
+import fcntl
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 from core.errors import ArtifactCorrupt, SpecError, StoreAway
 from store.files import write_atomically
 
+LOCK = ".lock"
+"""The file in a folder of artifacts that whoever puts or removes one locks."""
 SCHEMES = ["file:///folder", "s3://bucket/prefix"]
 
 
@@ -56,17 +60,22 @@ class ArtifactStore(ABC):
 
         Raises:
             ArtifactCorrupt: they are missing or are not those that were stored.
+            StoreAway: the store cannot be read, or holds nothing at all, as a disk that is not mounted.
         """
         data = self._read(sha256)
         if data is None:
-            raise ArtifactCorrupt(f"artifact {sha256} is missing from the store")
+            self._require_something()
+            raise ArtifactCorrupt(f"artifact {sha256} is missing from the store", sha256)
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store")
+            raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store", sha256)
         return data
 
     def _sound(self, sha256: str) -> bool:
         data = self._read(sha256)
         return data is not None and hashlib.sha256(data).hexdigest() == sha256
+
+    def _require_something(self) -> None:  # noqa: B027 - a bucket is there or refuses
+        """Return unless the store holds nothing, which says more about the store than about one artifact."""
 
     @abstractmethod
     def unused(self, kept: set[str], older_than: float) -> Iterator[Stored]:
@@ -76,8 +85,8 @@ class ArtifactStore(ABC):
         """
 
     @abstractmethod
-    def remove(self, stored: Stored) -> None:
-        """Delete it; what is gone already is as good."""
+    def remove(self, stored: Stored, older_than: float) -> bool:
+        """Return whether it was deleted: not where it is gone already, or has been put again since that moment."""
 
     @abstractmethod
     def _renewed(self, sha256: str) -> bool:
@@ -105,13 +114,39 @@ class FolderStore(ArtifactStore):
     def unused(self, kept: set[str], older_than: float) -> Iterator[Stored]:
         """Yield the files that are not `kept` and were last put before that moment."""
         for path in self._folder.glob("??/??/*"):
-            found = path.stat()
-            if path.name not in kept and found.st_mtime < older_than:
-                yield Stored(path.name, str(path.relative_to(self._folder)), found.st_size)
+            with suppress(FileNotFoundError):  # an unfinished file that has just got its name
+                found = path.stat()
+                if path.name not in kept and found.st_mtime < older_than:
+                    yield Stored(path.name, str(path.relative_to(self._folder)), found.st_size)
 
-    def remove(self, stored: Stored) -> None:
-        """Delete the file."""
-        (self._folder / stored.place).unlink(missing_ok=True)
+    def remove(self, stored: Stored, older_than: float) -> bool:
+        """Return whether the file was deleted, while nobody could put it again."""
+        path = self._folder / stored.place
+        with self._locked(fcntl.LOCK_EX), suppress(FileNotFoundError):
+            if path.stat().st_mtime < older_than:
+                path.unlink()
+                return True
+        return False
+
+    @contextmanager
+    def _locked(self, how: int) -> Generator[None]:
+        """Keep those who put apart from those who remove: what is old when it is looked at may be young a moment later.
+
+        Those who put do not keep each other waiting.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = (self._folder / LOCK).open("ab")
+        except OSError as error:
+            self._away(error)
+        with lock:
+            fcntl.flock(lock, how)
+            yield
+
+    def put(self, data: bytes) -> str:
+        """Return the sha256 under which `data` is now stored, as no removal has seen it."""
+        with self._locked(fcntl.LOCK_SH):
+            return super().put(data)
 
     def _renewed(self, sha256: str) -> bool:
         if not self._sound(sha256):
@@ -137,6 +172,10 @@ class FolderStore(ArtifactStore):
             return None
         except OSError as error:
             self._away(error)
+
+    def _require_something(self) -> None:
+        if next(self._folder.glob("??"), None) is None:
+            raise StoreAway(f"the artifact store {self._folder} is empty: is its disk mounted?")
 
     def _away(self, error: OSError) -> NoReturn:
         raise StoreAway(f"the artifact store {self._folder} cannot be used: {error.strerror or error}") from error

@@ -1,10 +1,14 @@
 """Back up and restore the whole service: every row and every artifact, in one file that fits either database."""
 
+import hashlib
 import io
 import json
+import os
 import tarfile
+import tempfile
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from sqlalchemy import Table, func, insert, select, text
 from sqlalchemy.orm import Session
@@ -12,7 +16,8 @@ from sqlalchemy.orm import Session
 from core.errors import GauntletError
 from store import migrate
 from store.artifacts import ArtifactStore
-from store.database import Database, to_json
+from store.database import Database, to_json, unhurried
+from store.files import sync_folder
 from store.models import Base, Checkpoint, StageArtifact
 
 LEFT_OUT = ("workers", "leases")
@@ -38,26 +43,52 @@ def backup(database: Database, store: ArtifactStore, path: Path) -> dict[str, in
     if path.exists():
         raise BackupError(f"{path} exists; name another file")
     partial = path.with_name(path.name + ".partial")
+    try:
+        counts = _write(database, store, partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+    return counts
+
+
+def _write(database: Database, store: ArtifactStore, path: Path) -> dict[str, int]:
     counts: dict[str, int] = {}
-    with database.read() as session, tarfile.open(partial, "w") as tar:
+    with database.read() as session, path.open("wb") as file:
+        unhurried(session)
         if not database.is_sqlite:
             session.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        head = {"format": FORMAT, "revision": migrate.revision_of(database)}
-        _add(tar, "backup.json", json.dumps(head).encode())
-        for table in _tables():
-            rows = [dict(row) for row in session.execute(select(table)).mappings()]
-            counts[table.name] = len(rows)
-            _add(tar, f"tables/{table.name}.jsonl", "".join(to_json(row) + "\n" for row in rows).encode())
-        counts["artifact bytes"] = sum(_add_artifact(tar, store, sha256) for sha256 in referenced(session))
-    partial.replace(path)
+        with tarfile.open(fileobj=file, mode="w") as tar:
+            head = {"format": FORMAT, "revision": migrate.revision_of(database)}
+            _add(tar, "backup.json", json.dumps(head).encode())
+            for table in _tables():
+                counts[table.name] = _add_table(tar, session, table)
+            counts["artifact bytes"] = sum(_add_artifact(tar, store, sha256) for sha256 in sorted(referenced(session)))
+        file.flush()
+        os.fsync(file.fileno())
     return counts
+
+
+def _add_table(tar: tarfile.TarFile, session: Session, table: Table) -> int:
+    """Return the number of rows added, which pass through a file: a table may be larger than memory."""
+    number = 0
+    with tempfile.TemporaryFile() as lines:
+        for row in session.execute(select(table).execution_options(yield_per=CHUNK)).mappings():
+            lines.write(to_json(dict(row)).encode() + b"\n")
+            number += 1
+        entry = tarfile.TarInfo(f"tables/{table.name}.jsonl")
+        entry.size = lines.tell()
+        lines.seek(0)
+        tar.addfile(entry, lines)
+    return number
 
 
 def restore(database: Database, store: ArtifactStore, path: Path) -> dict[str, int]:
     """Return table -> rows read from `path` into a migrated database that is empty.
 
     Raises:
-        BackupError: the database is not empty or at another revision, or the file is no backup.
+        BackupError: the database is not empty or at another revision, or the file is no backup or damaged.
     """
     counts: dict[str, int] = {}
     try:
@@ -65,22 +96,35 @@ def restore(database: Database, store: ArtifactStore, path: Path) -> dict[str, i
     except (OSError, tarfile.TarError) as error:
         raise BackupError(f"{path} is no backup: {error}") from error
     with tar, database.write() as session:
+        unhurried(session)
         _check(tar, database, session)
         for member in tar:
             if member.name.startswith("artifacts/"):
-                store.put(_bytes(tar, member.name))
+                _put(store, member.name.removeprefix("artifacts/"), _open(tar, member.name).read())
         for table in _tables():
-            rows = [json.loads(line) for line in _bytes(tar, f"tables/{table.name}.jsonl").splitlines()]
-            for start in range(0, len(rows), CHUNK):
-                session.execute(insert(table), rows[start : start + CHUNK])
-            counts[table.name] = len(rows)
+            counts[table.name] = _insert(tar, session, table)
         if not database.is_sqlite:
             _advance_sequences(session)
     return counts
 
 
+def _put(store: ArtifactStore, sha256: str, data: bytes) -> None:
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise BackupError(f"the backup is damaged: what it has as artifact {sha256} is something else")
+    store.put(data)
+
+
+def _insert(tar: tarfile.TarFile, session: Session, table: Table) -> int:
+    lines = _open(tar, f"tables/{table.name}.jsonl")
+    number = 0
+    while rows := [json.loads(line) for line in islice(lines, CHUNK)]:
+        session.execute(insert(table), rows)
+        number += len(rows)
+    return number
+
+
 def _check(tar: tarfile.TarFile, database: Database, session: Session) -> None:
-    head = json.loads(_bytes(tar, "backup.json"))
+    head = json.loads(_open(tar, "backup.json").read())
     revision = migrate.revision_of(database)
     if head.get("format") != FORMAT or head.get("revision") != revision:
         raise BackupError(
@@ -122,12 +166,11 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def _bytes(tar: tarfile.TarFile, name: str) -> bytes:
+def _open(tar: tarfile.TarFile, name: str) -> IO[bytes]:
     try:
         file = tar.extractfile(name)
     except KeyError:
         file = None
     if file is None:
         raise BackupError(f"the backup lacks {name}")
-    data: Any = file.read()
-    return data
+    return file

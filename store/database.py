@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from psycopg import InternalError
-from sqlalchemy import Connection, Engine, Float, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, Float, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import OperationalError
@@ -78,6 +78,13 @@ def insert_for(session: Session, table: Any) -> Any:
     """Return INSERT in the words of the session's database, which alone know what to do on a conflict."""
     build = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     return build(table)
+
+
+def unhurried(session: Session) -> None:
+    """Let the session's transaction take its time, statements and pauses: for work that reads or writes everything."""
+    if session.get_bind().dialect.name == "postgresql":
+        for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
+            session.execute(text(f"SET LOCAL {name} = 0"))
 
 
 class Database:

@@ -31,7 +31,7 @@ class Gauge:
 def gauges(session: Session, alive_seconds: float, keeper: str) -> list[Gauge]:
     """Return everything /metrics shows."""
     age = db_now() - func.min(Stage.created_at)
-    left = workers.lease_age(session, keeper)
+    left, kept = workers.lease_age(session, keeper), workers.lease_age(session, workers.KEPT)
     counted = {
         "stages": select(Stage.queue, Stage.state, func.count()).group_by(Stage.queue, Stage.state),
         "jobs": select(Job.state, func.count()).group_by(Job.state),
@@ -53,4 +53,8 @@ def gauges(session: Session, alive_seconds: float, keeper: str) -> list[Gauge]:
             ("outcome",), ended, "counter",
         ),
         Gauge("gauntlet_keeper_up", "Whether a keeper holds its lease.", (), [(int((left or -1.0) > 0),)]),
+        Gauge(
+            "gauntlet_keeper_complete_seconds", "Since a keeper has last done all its duties.", (),
+            [] if kept is None else [(-kept,)],
+        ),
     ]  # fmt: skip

@@ -6,8 +6,10 @@ A rule is one statement, so on a live database it sees one moment of it. A new r
 from dataclasses import dataclass
 
 from sqlalchemy import Executable, and_, exists, func, literal, or_, select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased
 
+from store.database import Database, unhurried
 from store.models import (
     ENDED,
     JOB_ENDED,
@@ -19,6 +21,7 @@ from store.models import (
     Job,
     JobStage,
     JobState,
+    LostResult,
     Result,
     Stage,
     StageArtifact,
@@ -41,6 +44,23 @@ def violations(session: Session) -> list[str]:
     return [rule.says.format(*row) for rule in RULES for row in session.execute(rule.query)]
 
 
+def checked(database: Database) -> list[str]:
+    """Return the violations on a live database however large: each rule in a transaction of its own, without haste.
+
+    A rule that cannot be checked is among them, and does not hide what the others find.
+    """
+    return [sentence for rule in RULES for sentence in _checked(database, rule)]
+
+
+def _checked(database: Database, rule: Rule) -> list[str]:
+    try:
+        with database.read() as session:
+            unhurried(session)
+            return [rule.says.format(*row) for row in session.execute(rule.query)]
+    except SQLAlchemyError as error:
+        return [f"could not be checked: {rule.says.format(*'?' * 9)}: {str(error).splitlines()[0]}"]
+
+
 _parent = aliased(Stage)
 _with_parent = (
     select(Stage.key, Stage.state, _parent.key, _parent.state)
@@ -50,6 +70,16 @@ _with_parent = (
 _its_attempt = and_(Attempt.stage_id == Stage.id, Attempt.fence == Stage.fence)
 _open = Attempt.ended_at.is_(None)
 _stages_of_job = select(literal(1)).select_from(JobStage).join(Stage).where(JobStage.job_id == Job.id).correlate(Job)
+_withdrawn = select(literal(1)).where(LostResult.stage_id == Stage.id).correlate(Stage, Attempt)
+_withdrawn_of_parent = select(literal(1)).where(LostResult.stage_id == _parent.id).correlate(_parent)
+_unfinished = (
+    select(func.count())
+    .select_from(JobStage)
+    .join(Stage, Stage.id == JobStage.stage_id)
+    .where(JobStage.job_id == Job.id, Stage.state.in_(LIVE))
+    .correlate(Job)
+    .scalar_subquery()
+)
 _wanting_jobs = (
     select(literal(1))
     .select_from(JobStage)
@@ -135,9 +165,15 @@ RESULTS = (
         "stage {} has {} succeeded attempts",
         select(Stage.key, func.count())
         .join(Attempt, Attempt.stage_id == Stage.id)
-        .where(Attempt.outcome == StageState.SUCCEEDED)
+        .where(Attempt.outcome == StageState.SUCCEEDED, ~exists(_withdrawn.where(LostResult.fence == Attempt.fence)))
         .group_by(Stage.key)
         .having(func.count() > 1),
+    ),
+    Rule(
+        "the result of stage {} under fence {} is withdrawn and stands nevertheless",
+        select(Stage.key, Result.fence)
+        .join(Result, Result.stage_id == Stage.id)
+        .join(LostResult, and_(LostResult.stage_id == Stage.id, LostResult.fence == Result.fence)),
     ),
     Rule(
         "stage {} is {}, but has the artifact {}",
@@ -198,7 +234,10 @@ GRAPH = (
     Rule(
         "stage {} is {}, but its parent {} is {}",
         _with_parent.where(
-            Stage.state.in_([StageState.READY, StageState.RUNNING, StageState.SUCCEEDED]),
+            or_(
+                Stage.state.in_([StageState.READY, StageState.RUNNING]),
+                and_(Stage.state == StageState.SUCCEEDED, ~exists(_withdrawn_of_parent)),
+            ),
             _parent.state != StageState.SUCCEEDED,
         ),
     ),
@@ -243,6 +282,12 @@ JOBS = (
         ),
     ),
     Rule(
+        "job {} counts {} unfinished stages, but has {}",
+        select(Job.id, Job.unfinished, _unfinished).where(
+            Job.state.not_in(JOB_ENDED), Job.cancel_requested.is_(False), Job.unfinished != _unfinished
+        ),
+    ),
+    Rule(
         "job {} is cancelling, but none of its stages is being stopped",
         select(Job.id).where(
             Job.state == JobState.CANCELLING,
@@ -261,7 +306,7 @@ JOBS = (
         select(Job.id, Stage.key, Stage.state)
         .join(JobStage, JobStage.job_id == Job.id)
         .join(Stage, Stage.id == JobStage.stage_id)
-        .where(Job.state == JobState.SUCCEEDED, Stage.state != StageState.SUCCEEDED),
+        .where(Job.state == JobState.SUCCEEDED, Stage.state != StageState.SUCCEEDED, ~exists(_withdrawn)),
     ),
     Rule(
         "job {} is {}, which does not agree with whether its cancellation was asked for",

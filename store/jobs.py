@@ -28,7 +28,7 @@ from store.models import (
     StageState,
     cell_of,
 )
-from store.stages import Bell, roll_up, unfinished_parents, wanted_by_live_job
+from store.stages import Bell, recount, roll_up, unfinished_parents, wanted_by_live_job
 
 CHUNK = 400
 """Rows per statement: below SQLite's and PostgreSQL's limits on bound parameters."""
@@ -56,21 +56,23 @@ def submit(session: Session, wanted: Submission, plan: Plan) -> tuple[int, list[
         insert(Job)
         .values(
             kind=wanted.kind, name=wanted.name, suite=wanted.suite, tags=wanted.tags, spec=wanted.spec,
-            state=JobState.QUEUED, priority=wanted.priority, pairing=plan.pairing, created_at=db_now(),
+            state=JobState.QUEUED, priority=wanted.priority, pairing=plan.pairing, created_at=db_now(), unfinished=0,
         )
         .returning(Job.id)
     )  # fmt: skip
     assert job_id is not None  # noqa: S101 - INSERT ... RETURNING returns a row
     found = _found(session, list(ids.values()))
     _attach(session, job_id, ids, plan, found)
-    lifted = _revive(session, [row.id for row in found.values() if _wants_life(row, wanted.priority)], wanted.priority)
+    wanting = [row.id for row in found.values() if _wants_life(row, wanted.priority)]
+    revived, lifted = _revive(session, wanting, wanted.priority)
     bells = _open(session, list(ids.values()))
     events.append(session, job_id, "job.queued", {"stages": len(ids)})
     if any(row.state == StageState.RUNNING for row in found.values()):
         _join_running(session, job_id)
-    if lifted:
-        for waiting in events.lock_jobs(session, lifted):
-            roll_up(session, waiting)  # a cancelled job waits no longer for a stage that now goes on
+    others = [waiting for waiting in events.lock_jobs(session, revived + lifted) if waiting != job_id]
+    recount(session, [*others, job_id])
+    for waiting in others:
+        roll_up(session, waiting)  # a cancelled job waits no longer for a stage that now goes on
     if not bells:  # what is ready keeps a job alive
         roll_up(session, job_id)
     return job_id, bells
@@ -214,23 +216,28 @@ def _attack_columns(attack: Attack) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _revive(session: Session, ids: Sequence[int], priority: int) -> list[int]:
-    """Give failed and cancelled stages a new life and raise priorities; return stages no longer to be cancelled."""
+def _revive(session: Session, ids: Sequence[int], priority: int) -> tuple[list[int], list[int]]:
+    """Return the failed and cancelled stages that now live again, and those no longer to be cancelled.
+
+    The priority of all that live is raised.
+    """
+    revived: list[int] = []
     lifted: list[int] = []
     for chunk in _chunks(ids):
-        session.execute(
+        revived += session.scalars(
             update(Stage)
             .where(Stage.id.in_(chunk), Stage.state.in_([StageState.FAILED, StageState.CANCELLED]))
             .values(
-                state=StageState.BLOCKED, generation=Stage.generation + 1, failures=0, losses=0, not_before=0.0,
-                error=None, finished_at=None, announced_at=0.0,
+                state=StageState.BLOCKED, failures=0, losses=0, not_before=0.0, error=None, finished_at=None,
+                announced_at=0.0,
             )
+            .returning(Stage.id)
         )  # fmt: skip
         stopping = update(Stage).where(Stage.id.in_(chunk), Stage.cancel_requested.is_(True))
         lifted += session.scalars(stopping.values(cancel_requested=False).returning(Stage.id))
         lower = (Stage.id.in_(chunk), Stage.state.in_(LIVE), Stage.priority < priority)
         session.execute(update(Stage).where(*lower).values(priority=priority))
-    return lifted
+    return revived, lifted
 
 
 def _join_running(session: Session, job_id: int) -> None:
@@ -342,8 +349,8 @@ def newest(
     session: Session, *, before: int | None = None, limit: int = 50, state: str | None = None, name: str | None = None,
     tag: str | None = None, suite: str | None = None,
 ) -> Page:  # fmt: skip
-    """Return one page of jobs that are not archived."""
-    query = select(Job).where(Job.archived.is_(False)).order_by(Job.id.desc()).limit(limit + 1)
+    """Return one page of jobs."""
+    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
     for column, value in ((Job.state, state), (Job.name, name), (Job.suite, suite)):
         query = query if value is None else query.where(column == value)
     if before is not None:

@@ -88,7 +88,8 @@ class Job(Base):
     priority: Mapped[int] = mapped_column(Integer)
     pairing: Mapped[str] = mapped_column(String(12))
     cancel_requested: Mapped[bool] = mapped_column(default=False)
-    archived: Mapped[bool] = mapped_column(default=False)
+    unfinished: Mapped[int] = mapped_column(Integer, default=0)
+    """Stages of the job that have not ended: counted under the job's lock, and no more once it has ended."""
     last_event: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[float] = mapped_column(Float)
     started_at: Mapped[float | None] = mapped_column(Float)
@@ -104,6 +105,9 @@ class Stage(Base):
         partial("ix_stages_blocked", "id", where="state = 'blocked'"),
         partial("ix_stages_lease", "lease_expires", where="state = 'running'"),
         partial("ix_stages_measured", "queue", "id", where="state = 'succeeded' AND kind IN ('train', 'craft')"),
+        partial("ix_stages_train", "dataset", "seed", "id", where="kind = 'train'"),
+        partial("ix_stages_trained", "id", where="kind = 'train' AND state = 'succeeded'"),
+        partial("ix_stages_draw", "id", where="kind = 'draw'"),
         Index("ix_stages_state", "state", "queue"),
         Index("ix_stages_recipe", "recipe"),
     )
@@ -120,7 +124,6 @@ class Stage(Base):
     state: Mapped[str] = mapped_column(String(10))
     priority: Mapped[int] = mapped_column(Integer)
     flop: Mapped[float] = mapped_column(Float)
-    generation: Mapped[int] = mapped_column(Integer, default=0)
     fence: Mapped[int] = mapped_column(Id, default=0)
     lease_owner: Mapped[str | None] = mapped_column(String(64))
     lease_expires: Mapped[float | None] = mapped_column(Float)
@@ -198,6 +201,24 @@ class Result(Base):
     payload: Mapped[dict[str, Any]]
     environment: Mapped[dict[str, Any]]
     created_at: Mapped[float] = mapped_column(Float)
+
+
+class LostResult(Base):
+    """A result that was withdrawn, because an artifact of it was lost or altered; `artifacts` is name -> sha256.
+
+    The one exception to "results never change": what it said stays on record here.
+    """
+
+    __tablename__ = "lost_results"
+
+    stage_id: Mapped[int] = mapped_column(Id, ForeignKey("stages.id"), primary_key=True)
+    fence: Mapped[int] = mapped_column(Id, primary_key=True)
+    payload: Mapped[dict[str, Any]]
+    environment: Mapped[dict[str, Any]]
+    artifacts: Mapped[dict[str, Any]]
+    reason: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Float)
+    withdrawn_at: Mapped[float] = mapped_column(Float)
 
 
 class Evaluation(Base):
@@ -337,11 +358,18 @@ class Lease(Base):
 
 
 class IdempotencyKey(Base):
-    """The job an Idempotency-Key made, and the sha256 of the request it came with."""
+    """An Idempotency-Key, the sha256 of the request it came with, and the job it made.
+
+    Until there is a job, the request of `owner` is in progress; it has died where that takes longer than `expires`.
+    """
 
     __tablename__ = "idempotency_keys"
 
     key: Mapped[str] = mapped_column(String(200), primary_key=True)
     request_sha256: Mapped[str] = mapped_column(KEY)
-    job_id: Mapped[int] = mapped_column(Id, ForeignKey("jobs.id"))
+    owner: Mapped[str | None] = mapped_column(String(32))
+    expires: Mapped[float | None] = mapped_column(Float)
+    job_id: Mapped[int | None] = mapped_column(Id, ForeignKey("jobs.id"))
+    answer: Mapped[str | None] = mapped_column(Text)
+    """The body that the first request was answered with, and that every repetition is."""
     created_at: Mapped[float] = mapped_column(Float)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from core.fields import parse_pixels
 from core.stages.train import Train
 from core.statistics import moments_interval, wilson
-from store.models import JOB_ENDED, Evaluation, Job, JobModel, JobStage, Stage, StageState
+from store.models import JOB_ENDED, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState
 
 LISTED = 5_000
 """Evaluations of a table up to which each is told; beyond that, only their sums."""
@@ -234,10 +234,14 @@ def self_strength(session: Session, filters: Filters, scope: Scope) -> dict[str,
 def stamp(session: Session) -> tuple[Any, ...]:
     """Return what is another value after any change that a matrix could show, and cheap to ask for.
 
-    Every change of a stage is told to a live job, whose `last_event` grows; jobs only ever come, and end once.
+    Every change of a stage is told to a live job, whose `last_event` grows; jobs only ever come, and end once. A result
+    is withdrawn whether or not a job lives that wants it.
     """
     newest = select(func.max(Job.id)).scalar_subquery()
-    live = select(newest, func.count(), func.sum(Job.id), func.sum(Job.last_event)).where(Job.state.not_in(JOB_ENDED))
+    withdrawn = select(func.count()).select_from(LostResult).scalar_subquery()
+    live = select(newest, withdrawn, func.count(), func.sum(Job.id), func.sum(Job.last_event)).where(
+        Job.state.not_in(JOB_ENDED)
+    )
     return tuple(session.execute(live).one())
 
 

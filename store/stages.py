@@ -331,6 +331,11 @@ def _cancel(
     _settle(session, [stage_id], "stage.cancelled", {"key": stage.key, "title": stage.title})
 
 
+def take(session: Session, stage_id: int, fence: int, state: StageState, error: dict[str, Any]) -> None:
+    """Take a running stage from its worker, who can write nothing more from this commit on: its fence rises."""
+    _end(session, stage_id, fence, state, "released", error, fence=fence + 1)
+
+
 def _end(
     session: Session, stage_id: int, fence: int, state: StageState, outcome: str, error: dict[str, Any] | None, /,
     **more: Any,
@@ -365,9 +370,10 @@ def add_artifact(session: Session, stage_id: int, stored: StoredArtifact) -> Non
 
 
 def _record_artifact(session: Session, stored: StoredArtifact) -> None:
-    """Insert the artifact's row unless it is there."""
+    """Insert the artifact's row; one that is there is locked, so that no collection deletes it before this is done."""
     row = {"sha256": stored.sha256, "size": stored.size, "media_type": stored.media_type, "created_at": db_now()}
-    session.execute(insert_for(session, Artifact).values(**row).on_conflict_do_nothing())
+    new = insert_for(session, Artifact).values(**row)
+    session.execute(new.on_conflict_do_update(index_elements=[Artifact.sha256], set_={"size": stored.size}))
 
 
 def unfinished_parents() -> Any:
@@ -425,22 +431,46 @@ def _end_descendants(session: Session, stage_id: int, title: str | None, event: 
 
 
 def _settle(session: Session, stage_ids: Sequence[int], event: str, data: dict[str, Any]) -> None:
-    for job_id in events.tell_jobs(session, stage_ids, event, data):
+    """Tell the jobs that wait for stages which have just ended, and end those that wait for nothing more."""
+    told = events.tell_jobs(session, stage_ids, event, data)
+    ended = select(func.count()).where(JobStage.job_id == Job.id, JobStage.stage_id.in_(stage_ids)).scalar_subquery()
+    session.execute(
+        update(Job)
+        .where(Job.id.in_(told))
+        .values(unfinished=Job.unfinished - ended)
+        .execution_options(synchronize_session=False)
+    )
+    for job_id in told:
         roll_up(session, job_id)
 
 
+def recount(session: Session, job_ids: Sequence[int]) -> None:
+    """Count the unfinished stages of locked jobs anew: some have been given a new life."""
+    live = (
+        select(func.count())
+        .select_from(JobStage)
+        .join(Stage, Stage.id == JobStage.stage_id)
+        .where(JobStage.job_id == Job.id, Stage.state.in_(LIVE))
+        .scalar_subquery()
+    )
+    session.execute(
+        update(Job)
+        .where(Job.id.in_(job_ids))
+        .values(unfinished=live)
+        .execution_options(synchronize_session=False)
+    )  # fmt: skip
+
+
 def roll_up(session: Session, job_id: int) -> bool:
-    """Return whether the locked job ended: its state becomes what its stages say, and freezes there."""
-    job = session.execute(select(Job.cancel_requested, Job.state).where(Job.id == job_id).with_for_update()).one()
-    if job.state in JOB_ENDED:
+    """Return whether the locked job ended: its state becomes what its stages say, and freezes there.
+
+    While the count of its unfinished stages says that it goes on, the stages themselves are not looked at.
+    """
+    query = select(Job.cancel_requested, Job.state, Job.unfinished).where(Job.id == job_id).with_for_update()
+    job = session.execute(query).one()
+    if job.state in JOB_ENDED or (job.unfinished and not job.cancel_requested):
         return False
-    mine = select(Stage.state, Stage.cancel_requested, func.count()).join(JobStage, JobStage.stage_id == Stage.id)
-    rows = session.execute(mine.where(JobStage.job_id == job_id).group_by(Stage.state, Stage.cancel_requested)).all()
-    if job.cancel_requested:
-        waits = any(state == StageState.RUNNING and cancelling for state, cancelling, _ in rows)
-        ended = None if waits else JobState.CANCELLED
-    else:
-        ended = _job_end({state for state, _, _ in rows})
+    ended = _cancel_end(session, job_id) if job.cancel_requested else _job_end(session, job_id)
     if ended is None:
         return False
     session.execute(update(Job).where(Job.id == job_id).values(state=ended, finished_at=db_now()))
@@ -448,8 +478,17 @@ def roll_up(session: Session, job_id: int) -> bool:
     return True
 
 
-def _job_end(states: set[str]) -> JobState | None:
+def _cancel_end(session: Session, job_id: int) -> JobState | None:
+    """Return how a cancelled job ends: not before every stage that is being stopped for it has stopped."""
+    mine = select(literal(1)).select_from(JobStage).join(Stage, Stage.id == JobStage.stage_id)
+    stopping = exists(mine.where(JobStage.job_id == job_id, IS_RUNNING, Stage.cancel_requested.is_(True)))
+    return None if session.scalar(select(stopping)) else JobState.CANCELLED
+
+
+def _job_end(session: Session, job_id: int) -> JobState | None:
     """Return how a job ends that nobody cancelled: a cancelled stage of it needed one that failed."""
+    mine = select(Stage.state).join(JobStage, JobStage.stage_id == Stage.id).where(JobStage.job_id == job_id)
+    states = set(session.scalars(mine.distinct()))
     if states & set(LIVE):
         return None
     return JobState.SUCCEEDED if states <= {StageState.SUCCEEDED} else JobState.FAILED
@@ -549,6 +588,7 @@ def repair(session: Session, among: range | None = None, limit: int = 200) -> tu
         .limit(limit)
         .with_for_update(skip_locked=True)
     ).all()
+    recount(session, finished)
     return bells, len(bells) + sum(roll_up(session, job_id) for job_id in finished)
 
 

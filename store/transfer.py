@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from core import bundle
 from core.bundle import Bundle, BundleError, FileEntry, JobEntry, Manifest, ModelEntry, StageEntry
 from core.canonical import digest
-from store import jobs, stages
+from store import jobs, lost, stages
 from store.artifacts import ArtifactStore
 from store.database import Database, db_now
 from store.jobs import Submission
@@ -234,7 +234,7 @@ def _succeed(session: Session, found: Bundle, key: str) -> None:
     origin = {IMPORTED: {**found.manifest.origin, "file": found.sha256}, **({LEFT_OUT: behind} if behind else {})}
     stored = [_stored(name, file) for name, file in here.items()]
     environment = {**entry.environment, **origin}
-    stages.succeed(session, claimed.id, claimed.fence, entry.payload, environment, stored)
+    lost.succeed(session, claimed.id, claimed.fence, entry.payload, environment, stored)
     session.execute(update(Stage).where(Stage.id == claimed.id).values(device_seconds=entry.device_seconds))
 
 

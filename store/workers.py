@@ -10,6 +10,8 @@ from store.models import Lease, Worker
 
 ALIVE_HEARTBEATS = 3.5
 """A worker is alive that has reported within this many heartbeats."""
+KEPT = "keeper, all duties"
+"""Name of the lease that nobody ever holds: it expired when a keeper had last done all its duties."""
 FORGET_SECONDS = 7 * 86400.0
 
 

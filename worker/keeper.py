@@ -7,11 +7,13 @@ import logging
 import signal
 import time
 import uuid
+from collections.abc import Callable
 
 from store import stages, workers
 from store.broker import Ringer, celery_app
 from store.database import Database
 from store.settings import Settings, settings
+from store.stages import Bell
 from worker.crashpoints import crashpoint
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,8 @@ class Keeper:
         self._ringer = Ringer(celery_app(chosen))
         self._stopping = False
         self._ticks = 0
+        self._failing: set[str] = set()
+        """Duties that could not be done when they were last tried."""
         self._repaired = 0
         """Id of the last blocked stage looked at."""
 
@@ -61,28 +65,55 @@ class Keeper:
             log.warning("keeper: %s", error)
 
     def tick(self) -> None:
-        """Act once, if this keeper holds the lease."""
+        """Act once, if this keeper holds the lease. A duty that cannot be done keeps no other from being done."""
         with self._database.write() as session:
             if not workers.hold(session, LEASE, self._owner, HOLD_TICKS * self._settings.keeper_seconds):
                 return
+        self._ticks += 1
+        rare = [self._repair, self._forget] if self._ticks % REPAIR_EVERY == 1 else []
+        bells = [bell for duty in (self._reap, *rare, self._hear) for bell in self._do(duty)]
+        crashpoint("in-dispatch")
+        self._ringer.ring(bells)
+        if not self._failing:
+            with self._database.write() as session:
+                workers.hold(session, workers.KEPT, self._owner, 0)
+
+    def _do(self, duty: Callable[[], list[Bell]]) -> list[Bell]:
+        """Return the bells of a duty, none where it could not be done."""
+        name = duty.__name__.strip("_")
+        self._failing.add(name)
+        try:
+            bells = duty()
+        except Exception as error:
+            log.warning("keeper could not %s: %s", name, error)
+            return []
+        self._failing.remove(name)
+        return bells
+
+    def _reap(self) -> list[Bell]:
         with self._database.write() as session:
             bells = stages.reap(session, self._settings.max_losses)
             crashpoint("in-reaper")
-        if self._ticks % REPAIR_EVERY == 0:
-            with self._database.write() as session:
-                among = stages.next_blocked(session, self._repaired) or stages.next_blocked(session, 0)
-                mended, count = stages.repair(session, among)
-                workers.forget_old(session)
-            self._repaired = among.stop - 1 if among else 0
-            if count:
-                log.error("mended %d stranded stages or jobs; this points to a bug", count)
-            bells += mended
+        return bells
+
+    def _repair(self) -> list[Bell]:
+        with self._database.write() as session:
+            among = stages.next_blocked(session, self._repaired) or stages.next_blocked(session, 0)
+            self._repaired = among.stop - 1 if among else 0  # a part that cannot be mended is not all there is
+            mended, count = stages.repair(session, among)
+        if count:
+            log.error("mended %d stranded stages or jobs; this points to a bug", count)
+        return mended
+
+    def _forget(self) -> list[Bell]:
+        with self._database.write() as session:
+            workers.forget_old(session)
+        return []
+
+    def _hear(self) -> list[Bell]:
         alive = workers.ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
         with self._database.write() as session:
-            bells += stages.unheard(session, alive, RESEND_SECONDS)
-        crashpoint("in-dispatch")
-        self._ringer.ring(bells)
-        self._ticks += 1
+            return stages.unheard(session, alive, RESEND_SECONDS)
 
 
 def main() -> None:

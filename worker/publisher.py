@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from core.errors import ArtifactCorrupt, StoreAway
 from core.stages import Outcome
-from store import stages
+from store import lost, stages
 from store.artifacts import ArtifactStore
 from store.database import Database
 from store.models import StageState
@@ -117,7 +117,7 @@ class Publisher:
         outcome = finding.outcome
         with self._database.write() as session:
             stages.write_log(session, claim.stage_id, claim.fence, lines)
-            return stages.succeed(
+            return lost.succeed(
                 session, claim.stage_id, claim.fence, outcome.payload, finding.environment, stored
             )  # fmt: skip
 

@@ -16,7 +16,7 @@ from core.errors import ArtifactCorrupt, DatasetMissing, Interrupted, SpecError,
 from core.provenance import environment
 from core.stages import AnyStage, Stage
 from core.stages.base import Finished
-from store import stages
+from store import lost, stages
 from store.artifacts import ArtifactStore
 from store.broker import Ringer
 from store.database import Database
@@ -66,6 +66,8 @@ class StageRunner:
         except AWAY as error:
             log.warning("stage %s is left to its lease, the database does not answer: %s", claim.key[:12], error)
             return
+        except ArtifactCorrupt as error:
+            bells = self._without_artifact(claim, watch, error)
         except Exception as error:
             bells = self._failed(claim, watch, error)
         self._ringer.ring(bells)
@@ -128,6 +130,25 @@ class StageRunner:
                 return stages.release(session, claim.stage_id, claim.fence)
 
         return _insist(record)
+
+    def _without_artifact(self, claim: Claim, watch: Watch, error: ArtifactCorrupt) -> list[Bell]:
+        """Let the stage whose artifact is lost run again, this one after it; a failure where that cannot help."""
+        sha256 = error.sha256
+        if sha256 is None:
+            return self._failed(claim, watch, error)
+        watch.add_line(f"{error}; what made it runs again")
+        lines = watch.take_lines()
+
+        def record() -> list[Bell] | None:
+            with self._database.write() as session:
+                stages.write_log(session, claim.stage_id, claim.fence, lines)
+                return lost.report(session, claim.stage_id, claim.fence, sha256, str(error))
+
+        try:
+            bells = _insist(record)
+        except StaleFence:
+            return []
+        return self._failed(claim, watch, error) if bells is None else bells
 
     def _failed(self, claim: Claim, watch: Watch, error: Exception) -> list[Bell]:
         log.warning("stage %s failed: %s: %s", claim.key[:12], type(error).__name__, error)
@@ -229,7 +250,7 @@ class StageContext:
         return patiently(read, (StoreAway,), self._watch, "what it needs cannot be read")
 
 
-def _insist(record: Callable[[], list[Bell]]) -> list[Bell]:
+def _insist(record: Callable[[], T]) -> T:
     """Return what `record` returns, trying again while the database is away. Its fence makes repeating it safe."""
     for wait in PUBLISH_WAITS:
         try:

@@ -1,19 +1,22 @@
 """Jobs: post, look at, list, cancel."""
 
 import json
+import uuid
 from collections import Counter
+from contextlib import suppress
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from api import views
 from api.errors import (
     RESPONSES,
     Conflict,
+    InProgress,
     Invalid,
     NotFound,
     QueryText,
@@ -29,7 +32,7 @@ from core.errors import SpecError
 from core.jobs import AnyJob, Job
 from core.plan import Plan, plan, resolved
 from core.suites import expand_suite, reductions
-from store import jobs, waiting
+from store import idempotency, jobs, waiting
 from store.models import JOB_ENDED, JobState, StageState
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
@@ -116,22 +119,49 @@ def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | Non
 def _once(service: Service, suite: str | None, job: Job, idempotency_key: str | None, request_sha256: str) -> Response:
     """Return the answer to a request for a job: with an Idempotency-Key it makes one, however often it comes."""
     if idempotency_key is None:
-        return _created(make_job(service, suite, job))
+        return _created(_shown(service, make_job(service, suite, job)))
     replay = _replay(service, idempotency_key, request_sha256)
     if replay is not None:
         return replay
-    try:
-        return _created(make_job(service, suite, job, (idempotency_key, request_sha256)))
-    except IntegrityError:
-        # another request with this key was faster: its job is the answer
-        replay = _replay(service, idempotency_key, request_sha256)
+    owner = uuid.uuid4().hex
+    if not _take(service, idempotency_key, request_sha256, owner):
+        replay = _replay(service, idempotency_key, request_sha256)  # of the request that was faster
         if replay is None:
-            raise
+            raise _in_progress_error()
         return replay
+    try:
+        job_id = make_job(service, suite, job, (idempotency_key, owner))
+    except Exception:
+        _let_go(service, idempotency_key, owner)
+        raise
+    return _answer(service, idempotency_key, job_id)
 
 
-def make_job(service: Service, suite: str | None, job: Job, key: tuple[str, str] | None = None) -> JobReply:
-    """Return the job that `job` made, in one transaction, with its Idempotency-Key where it has one."""
+def _take(service: Service, key: str, request_sha256: str, owner: str) -> bool:
+    """Return whether this request has the key; where the answer to that is lost, look."""
+    try:
+        with service.database.write() as session:
+            return idempotency.take(session, key, request_sha256, owner, service.settings.lease_seconds)
+    except OperationalError:
+        with service.database.read() as session:
+            known = idempotency.known(session, key)
+        if known is None or known.owner != owner:
+            raise
+        return True
+
+
+def _let_go(service: Service, key: str, owner: str) -> None:
+    """Let the client repeat at once what failed; where that cannot be written it has to wait as after a crash."""
+    with suppress(SQLAlchemyError), service.database.write() as session:
+        idempotency.let_go(session, key, owner)
+
+
+def make_job(service: Service, suite: str | None, job: Job, key: tuple[str, str] | None = None) -> int:
+    """Return the id of the job made in one transaction, with its Idempotency-Key and owner where it has one.
+
+    Raises:
+        InProgress: it took so long that another request has the key by now; nothing was stored.
+    """
     with service.database.read() as session:
         planned = _planned(service, session, job)
     wanted = jobs.Submission(
@@ -141,15 +171,35 @@ def make_job(service: Service, suite: str | None, job: Job, key: tuple[str, str]
     )  # fmt: skip
     with service.database.write() as session:
         job_id, bells = jobs.submit(session, wanted, planned)
-        if key is not None:
-            jobs.remember(session, *key, job_id)
-        reply = job_reply(service, session, job_id)
+        if key is not None and not idempotency.tie(session, *key, job_id):
+            raise _in_progress_error()
     service.ringer.ring(bells)
-    return reply
+    return job_id
 
 
-def _created(reply: JobReply, **headers: str) -> Response:
-    return JSONResponse(views.plain(reply), 201, {"Location": f"/jobs/{reply.id}", **headers})
+def _in_progress_error() -> InProgress:
+    return InProgress("another request with this Idempotency-Key is in progress; come again for its answer")
+
+
+def _shown(service: Service, job_id: int) -> JobReply:
+    with service.database.read() as session:
+        return job_reply(service, session, job_id)
+
+
+def _answer(service: Service, key: str, job_id: int, **headers: str) -> Response:
+    """Return the key's one answer, which this request gives where no other has: the job as it was then."""
+    rendered = bytes(_created(_shown(service, job_id)).body).decode()
+    with service.database.write() as session:
+        body = idempotency.settle(session, key, rendered)
+    return _kept(job_id, body, **headers)
+
+
+def _kept(job_id: int, body: str, **headers: str) -> Response:
+    return Response(body, 201, {"Location": f"/jobs/{job_id}", **headers}, "application/json")
+
+
+def _created(reply: JobReply) -> Response:
+    return JSONResponse(views.plain(reply), 201, {"Location": f"/jobs/{reply.id}"})
 
 
 def parse_job(body: Any) -> tuple[str | None, Job]:
@@ -178,14 +228,24 @@ def _planned(service: Service, session: Session, job: Job) -> Plan:
 
 
 def _replay(service: Service, key: str, request_sha256: str) -> Response | None:
-    """Return the answer an Idempotency-Key has been given, None where it is new."""
+    """Return the answer an Idempotency-Key has been given, None where it is new.
+
+    Raises:
+        Invalid: it was given to another request.
+        InProgress: its request has not been answered yet.
+    """
     with service.database.read() as session:
-        known = jobs.remembered(session, key)
-        if known is None:
-            return None
-        if known[0] != request_sha256:
-            raise Invalid("this Idempotency-Key was used with another body; use a fresh key")
-        return _created(job_reply(service, session, known[1]), **{"Idempotency-Replayed": "true"})
+        known = idempotency.known(session, key)
+    if known is None:
+        return None
+    if known.request_sha256 != request_sha256:
+        raise Invalid("this Idempotency-Key was used with another body; use a fresh key")
+    if known.job_id is None:
+        raise _in_progress_error()
+    replayed = {"Idempotency-Replayed": "true"}
+    if known.answer is None:
+        return _answer(service, key, known.job_id, **replayed)
+    return _kept(known.job_id, known.answer, **replayed)
 
 
 def _plan_reply(session: Session, job: Job, planned: Plan, suite: str | None) -> PlanReply:
@@ -285,7 +345,7 @@ def cancel_job(job_id: JobId, service: ServiceDep) -> JobReply:
         if before.state in JOB_ENDED and before.state != JobState.CANCELLED:
             raise Conflict(f"job {job_id} has already {before.state}; there is nothing to cancel")
         jobs.cancel(session, job_id)
-        return job_reply(service, session, job_id)
+    return _shown(service, job_id)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=201, response_model=JobReply)

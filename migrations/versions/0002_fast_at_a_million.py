@@ -26,6 +26,12 @@ evaluations = sa.table(
     sa.column("attack_id"), sa.column("cell"),
 )  # fmt: skip
 
+numbers = sa.Table(
+    "cell_numbers", sa.MetaData(), sa.Column("target_recipe", sa.String(64), primary_key=True),
+    sa.Column("substitute", sa.String(64), primary_key=True), sa.Column("attack_id", sa.String(64), primary_key=True),
+    sa.Column("number", ID), prefixes=["TEMPORARY"],
+)  # fmt: skip
+
 
 def upgrade() -> None:
     op.drop_index("ix_stages_claim", "stages")
@@ -46,14 +52,29 @@ def upgrade() -> None:
 
 
 def _fill() -> None:
-    """Number the cells of what has been evaluated; the formula is `cell_of` of this revision's models."""
+    """Number the cells of what has been evaluated; the formula is `cell_of` of this revision's models.
+
+    A row per cell in a table of its own, then one statement: a statement per cell would read all evaluations each.
+    """
     connection = op.get_bind()
-    names = (evaluations.c.target_recipe, evaluations.c.substitute_recipe, evaluations.c.attack_id)
-    for row in connection.execute(sa.select(*names).distinct()).all():
-        named = f"{row.target_recipe}:{row.substitute_recipe or ''}:{row.attack_id}"
-        number = int.from_bytes(sha256(named.encode()).digest()[:8], "big") >> 1
-        mine = [column.is_not_distinct_from(value) for column, value in zip(names, row, strict=True)]
-        connection.execute(sa.update(evaluations).where(*mine).values(cell=number))
+    numbers.create(connection)
+    substitute = sa.func.coalesce(evaluations.c.substitute_recipe, "")
+    names = (evaluations.c.target_recipe, substitute.label("substitute"), evaluations.c.attack_id)
+    rows = connection.execute(sa.select(*names).distinct()).mappings().all()
+    for start in range(0, len(rows), 400):
+        found = [{**row, "number": _number(*row.values())} for row in rows[start : start + 400]]
+        connection.execute(sa.insert(numbers), found)
+    mine = (
+        numbers.c.target_recipe == evaluations.c.target_recipe, numbers.c.substitute == substitute,
+        numbers.c.attack_id == evaluations.c.attack_id,
+    )  # fmt: skip
+    number = sa.select(numbers.c.number).where(*mine).scalar_subquery()
+    connection.execute(sa.update(evaluations).values(cell=number))
+    numbers.drop(connection)
+
+
+def _number(target: str, substitute: str, attack: str) -> int:
+    return int.from_bytes(sha256(f"{target}:{substitute}:{attack}".encode()).digest()[:8], "big") >> 1
 
 
 def downgrade() -> None:

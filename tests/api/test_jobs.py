@@ -2,12 +2,18 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from api.routes import jobs as routes
+from core.canonical import digest
 from core.suites import reductions, suites
-from store.models import Job
+from store import idempotency, workers
+from store.database import Database, db_now
+from store.models import IdempotencyKey, Job
 from tests import factories
 from tests.api.house import E2SAD, LITTLE, House
 
@@ -399,16 +405,121 @@ class TestIdempotencyKey:
         assert ids == [1, 2, 3, 4]
 
     def test_many_at_once_make_one_job(self, house: House):
-        answers = at_once(8, lambda: house.client.post("/jobs", json=LITTLE, headers={"Idempotency-Key": "k"}))
+        def post() -> Any:
+            while True:
+                answer = house.client.post("/jobs", json=LITTLE, headers={"Idempotency-Key": "k"})
+                if answer.status_code != 409:
+                    return answer
+                assert (answer.headers["Retry-After"], answer.json()["error"]["code"]) == ("1", "in_progress")
+
+        answers = at_once(8, post)
         assert [answer.status_code for answer in answers] == [201] * 8
-        assert len({answer.json()["id"] for answer in answers}) == 1
+        assert len({(answer.content, answer.headers["Location"]) for answer in answers}) == 1
         assert house.rows()["jobs"] == 1
         assert sum("Idempotency-Replayed" not in answer.headers for answer in answers) == 1
+
+    def test_the_second_is_told_to_come_again_while_the_first_is_in_progress(
+        self, house: House, monkeypatch: pytest.MonkeyPatch
+    ):
+        arrived, go_on = threading.Event(), threading.Event()
+        make_job = routes.make_job
+
+        def slowly(*arguments: Any) -> int:
+            arrived.set()
+            assert go_on.wait(30)
+            return make_job(*arguments)
+
+        monkeypatch.setattr(routes, "make_job", slowly)
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(keyed, house)
+            assert arrived.wait(30)
+            second = keyed(house)
+            other = house.client.post("/jobs", json={**LITTLE, "name": "other"}, headers={"Idempotency-Key": "k"})
+            go_on.set()
+            assert first.result(30).status_code == 201
+        assert (second.status_code, second.json()["error"]["code"]) == (409, "in_progress")
+        assert int(second.headers["Retry-After"]) > 0
+        assert other.status_code == 422
+        assert keyed(house).content == first.result().content
+        assert house.rows()["jobs"] == 1
+
+    def test_one_that_died_blocks_its_key_for_no_longer_than_a_lease(self, house: House):
+        body = digest(LITTLE)
+        with house.service.database.write() as session:
+            assert idempotency.take(session, "k", body, "dead", 60.0)
+        assert keyed(house).status_code == 409
+        with house.service.database.write() as session:
+            session.execute(update(IdempotencyKey).values(expires=db_now()))
+        first = keyed(house)
+        assert (first.status_code, house.rows()["jobs"]) == (201, 1)
+        with house.service.database.write() as session:
+            assert not idempotency.tie(session, "k", "dead", 1), "what it would have stored late is not"
+            idempotency.let_go(session, "k", "dead")
+        assert keyed(house).content == first.content
+
+    def test_one_that_comes_too_late_stores_nothing(self, house: House, monkeypatch: pytest.MonkeyPatch):
+        """Its key was taken by another meanwhile."""
+        plan = routes._planned
+
+        def slowly(*arguments: Any) -> Any:
+            with house.service.database.write() as session:
+                session.execute(update(IdempotencyKey).values(expires=db_now()))
+            with house.service.database.write() as session:
+                assert idempotency.take(session, "k", digest(LITTLE), "other", 60.0)
+            return plan(*arguments)
+
+        monkeypatch.setattr(routes, "_planned", slowly)
+        assert keyed(house).status_code == 409
+        assert "jobs" not in house.rows()
+
+    def test_what_failed_can_be_repeated_at_once(self, house: House):
+        for _ in range(2):
+            unknown = {"kind": "evaluate", "targets": [{"key": "0" * 64}], "attacks": [{"kind": "fgsm"}]}
+            answer = house.client.post("/jobs", json=unknown, headers={"Idempotency-Key": "k"})
+            assert answer.status_code == 422
+            assert "trained model" in answer.text
+
+    def test_the_answer_stays_as_it_was(self, house: House):
+        """Also where the job has gone on since."""
+        first = keyed(house)
+        house.client.post(f"/jobs/{first.json()['id']}/cancel")
+        again = keyed(house)
+        assert (again.content, again.json()["state"]) == (first.content, "queued")
+        assert house.client.get(first.headers["Location"]).json()["state"] == "cancelled"
+
+    def test_the_answer_is_read_after_the_commit(self, house: House, monkeypatch: pytest.MonkeyPatch):
+        """On SQLite a transaction that writes keeps every other writer waiting."""
+        reply = routes.job_reply
+
+        def with_a_writer_beside(*arguments: Any) -> Any:
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(written_beside, house).result(10)
+            return reply(*arguments)
+
+        monkeypatch.setattr(routes, "job_reply", with_a_writer_beside)
+        first = keyed(house)
+        assert first.status_code == 201
+        assert house.client.post(f"/jobs/{first.json()['id']}/cancel").status_code == 202
 
     def test_many_at_once_without_it_make_one_set_of_stages(self, house: House):
         answers = at_once(8, lambda: house.client.post("/jobs", json=LITTLE))
         assert sorted(answer.json()["id"] for answer in answers) == list(range(1, 9))
         assert house.rows()["stages"] == len(answers[0].json()["stages"])
+
+
+def keyed(house: House) -> Any:
+    """Post the little job under the key k."""
+    return house.client.post("/jobs", json=LITTLE, headers={"Idempotency-Key": "k"})
+
+
+def written_beside(house: House) -> bool:
+    """Write something in a transaction of one's own, without any patience."""
+    database = Database(house.service.database.url.render_as_string(hide_password=False), 0.1)
+    try:
+        with database.write() as session:
+            return workers.hold(session, "beside", "test", 0.0)
+    finally:
+        database.close()
 
 
 def at_once(times: int, request: Any) -> list[Any]:

@@ -3,22 +3,29 @@
 import os
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import obstore
 import pytest
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, text, update
 
 from core.errors import ArtifactCorrupt
-from store import migrate, stages
+from store import backup as backup_module
+from store import database as database_module
+from store import invariants, migrate, stages
 from store.admin import collect, doctor
 from store.artifacts import ArtifactStore, FolderStore, open_store, place_of
 from store.backup import LEFT_OUT, BackupError, backup, referenced, restore
 from store.database import Database
+from store.invariants import RULES, Rule
 from store.models import Artifact, Base, Result, Stage
 from store.s3 import BucketStore
-from tests.factories import claim, finish, opened, post, stored, transfer
+from tests import factories
+from tests.factories import claim, finish, opened, post, stored, succeed, trainings, transfer, try_claim
 
 DAY = 86_400
 
@@ -172,6 +179,141 @@ def test_what_is_wrong_with_a_backup_is_said(sqlite_url: str, store: FolderStore
         (tmp_path / "junk").write_bytes(b"junk")
         with pytest.raises(BackupError, match="is no backup"):
             restore(database, store, tmp_path / "junk")
+
+
+def test_a_backup_may_take_longer_than_any_statement_or_pause(
+    postgres_url: str, store: FolderStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copying artifacts takes as long as it takes, while the transaction that says which waits."""
+    short = "-c statement_timeout=400 -c idle_in_transaction_session_timeout=200"
+    file = tmp_path / "all.tar"
+    with opened(postgres_url) as database:
+        filled(database, store)
+    monkeypatch.setattr(database_module, "_POSTGRES_OPTIONS", short)
+    monkeypatch.setattr(backup_module, "_add_artifact", slowed(backup_module._add_artifact))
+    monkeypatch.setattr(backup_module, "_put", slowed(backup_module._put))
+    with opened(postgres_url) as database:
+        backup(database, store, file)
+        before = rows(database)
+        factories.empty(database)
+        restore(database, store, file)
+        assert rows(database) == before
+
+
+def slowed(step: Any) -> Any:
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.3)
+        return step(*arguments)
+
+    return slow
+
+
+def test_a_damaged_backup_is_refused_whole(sqlite_url: str, store: FolderStore, tmp_path: Path) -> None:
+    file, other = tmp_path / "all.tar", tmp_path / "other"
+    with opened(sqlite_url) as database:
+        filled(database, store)
+        backup(database, store, file)
+        data = file.read_bytes()
+        assert data.count(b"half way") == 1
+        file.write_bytes(data.replace(b"half way", b"half-way"))
+        factories.empty(database)
+        with pytest.raises(BackupError, match="damaged: what it has as artifact"):
+            restore(database, FolderStore(other), file)
+        assert not any(factories.everything(database).values())
+
+
+def test_a_backup_that_cannot_be_finished_leaves_no_file(sqlite_url: str, store: FolderStore, tmp_path: Path) -> None:
+    with opened(sqlite_url) as database:
+        filled(database, store)
+        next(Path(store.path("0" * 64)).parents[2].glob("??/??/*")).unlink()
+        with pytest.raises(ArtifactCorrupt):
+            backup(database, store, tmp_path / "all.tar")
+    assert list(tmp_path.glob("*.tar*")) == []
+
+
+def test_what_is_put_again_while_it_is_collected_stays(
+    database_url: str, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker comes to the same bytes between the list and the deletion; size and number are of what went."""
+    with opened(database_url) as database:
+        post(database, transfer())
+        held = claim(database)
+        again, gone = store.put(held.key.encode()), store.put(b"nobody wants me")
+        for sha256 in (again, gone):
+            os.utime(store.path(sha256), (0, 0))
+        with database.write() as session:
+            stages._record_artifact(session, stored("weights", held.key))
+        unused = FolderStore.unused
+
+        def listed_before_it_is_put_again(*arguments: Any) -> Any:
+            found = list(unused(*arguments))
+            assert {one.name for one in found} == {again, gone}
+            store.put(held.key.encode())
+            return found
+
+        monkeypatch.setattr(FolderStore, "unused", listed_before_it_is_put_again)
+        assert collect(database, store, 24.0, dry_run=False) == (1, len(b"nobody wants me"))
+        succeed(database, held)
+        assert doctor(database, store) == []
+
+
+def test_a_writer_and_a_collector_at_once(database_url: str, store: FolderStore) -> None:
+    """Whatever is recorded is there, however often the same bytes are put, recorded, forgotten and collected."""
+    stop = threading.Event()
+    with opened(database_url) as database:
+
+        def collects() -> None:
+            while not stop.is_set():
+                collect(database, store, 0.0, dry_run=False)
+
+        post(database, trainings(list(range(12))))
+        with ThreadPoolExecutor(2) as pool:
+            collecting = [pool.submit(collects) for _ in range(2)]
+            try:
+                while (held := try_claim(database)) is not None:
+                    young = time.time() + 5  # what is put now is younger than a collector without grace thinks
+                    sha256 = store.put(held.key.encode())
+                    os.utime(store.path(sha256), (young, young))
+                    succeed(database, held)
+                    assert store.get(sha256) == held.key.encode()
+                    for _ in range(5):
+                        store.put(b"nobody records me")
+            finally:
+                stop.set()
+            for one in collecting:
+                one.result(30)
+        assert doctor(database, store) == []
+
+
+def test_a_rule_that_cannot_be_checked_hides_no_other(
+    database_url: str, store: FolderStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor an artifact; and a rule takes as long as it takes."""
+    broken = Rule("stage {} is beyond us", text("SELECT no_such_column FROM stages"))
+    slow = Rule("slow {}", text("SELECT pg_sleep(0.5) WHERE false"))
+    monkeypatch.setattr(database_module, "_POSTGRES_OPTIONS", "-c statement_timeout=300")
+    with opened(database_url) as database:
+        filled(database, store)
+        rules = (broken, *RULES) if database.is_sqlite else (broken, slow, *RULES)
+        monkeypatch.setattr(invariants, "RULES", rules)
+        with database.write() as session:
+            session.execute(delete(Result))
+        first, *others = doctor(database, store)
+    assert first.startswith("could not be checked: stage ? is beyond us: ")
+    assert others
+    assert all("without a result" in sentence for sentence in others)
+
+
+def test_an_artifact_that_cannot_be_read_hides_no_other(sqlite_url: str, store: FolderStore) -> None:
+    with opened(sqlite_url) as database:
+        filled(database, store)
+        one, other = sorted(Path(store.path("0" * 64)).parents[2].glob("??/??/*"), key=lambda path: path.name)[:2]
+        one.unlink()
+        one.mkdir()
+        other.write_bytes(b"something else")
+        unreadable, altered = doctor(database, store)
+    assert unreadable.startswith(f"artifact {one.name} could not be checked: ")
+    assert altered == f"artifact {other.name} has been altered in the store"
 
 
 def test_the_commands_answer_and_exit(sqlite_url: str, tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ def test_damage_is_never_handed_out_and_is_mended_by_the_next_put(store: Artifac
 
 
 def test_an_unknown_artifact_is_missing(store: ArtifactStore):
+    store.put(b"another")
     with pytest.raises(ArtifactCorrupt, match="missing"):
         store.get("0" * 64)
 
@@ -97,8 +98,8 @@ def test_what_is_kept_or_young_is_not_offered_for_removal(store: ArtifactStore):
     assert list(store.unused(set(), time.time() - 3600)) == []
     (found,) = store.unused({kept}, later)
     assert found.size == 5
-    store.remove(found)
-    store.remove(found)
+    assert store.remove(found, 2e10)
+    assert not store.remove(found, 2e10)
     assert places(store) == [place_of(kept)]
 
 
@@ -215,3 +216,9 @@ def test_other_places_are_refused(url: str):
     with pytest.raises(SpecError, match="ARTIFACT_URL") as refused:
         open_store(url)
     assert refused.value.path == ("ARTIFACT_URL",)
+
+
+def test_a_folder_that_holds_nothing_at_all_is_away(tmp_path: Path):
+    """As a disk that is not mounted; results are not withdrawn for that."""
+    with pytest.raises(StoreAway, match="is its disk mounted"):
+        FolderStore(tmp_path).get("0" * 64)

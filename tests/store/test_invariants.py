@@ -17,6 +17,7 @@ from store.models import (
     Evaluation,
     Event,
     Job,
+    LostResult,
     Result,
     Stage,
     StageArtifact,
@@ -111,6 +112,12 @@ def end_all_stages(session: Session) -> None:
     session.execute(update(Stage).values(state="succeeded", lease_owner=None, lease_expires=None))
 
 
+def withdraw_without_taking(session: Session) -> None:
+    found = session.scalars(select(Result)).first() or Result()
+    row = {"payload": {}, "environment": {}, "artifacts": {}, "reason": "", "created_at": 0.0, "withdrawn_at": 0.0}
+    session.execute(insert(LostResult).values(stage_id=found.stage_id, fence=found.fence, **row))
+
+
 HELD, CANCELLING = Stage.state == "running", Job.state == "cancelling"
 DAMAGES: list[tuple[str, Damage]] = [
     ("has 2 open attempts", add_attempt("running", -1, None)),
@@ -125,6 +132,7 @@ DAMAGES: list[tuple[str, Damage]] = [
     ("is failed, but has a result", add_result),
     ("not that of a succeeded attempt", change(Result, fence=77)),
     ("not that of a succeeded attempt", change(Attempt, Attempt.outcome == "succeeded", outcome="lost")),
+    ("is withdrawn and stands nevertheless", withdraw_without_taking),
     ("has 2 succeeded attempts", add_attempt("succeeded", -1, "succeeded")),
     ("has the artifact x", add_artifact),
     ("its evaluation counts None of None", change(Evaluation, n=None, n_correct=None)),
@@ -143,6 +151,7 @@ DAMAGES: list[tuple[str, Damage]] = [
     ("without a time of its end", change(Stage, Stage.state == "failed", finished_at=None)),
     ("without a time of its end", change(Stage, Stage.state == "ready", finished_at=1.0)),
     ("but all its stages have ended", end_all_stages),
+    ("unfinished stages, but has", change(Job, Job.state == "running", unfinished=Job.unfinished + 1)),
     ("none of its stages is being stopped", change(Stage, HELD, cancel_requested=False)),
     ("is queued, but its stage", change(Job, Job.state == "running", state="queued")),
     ("has succeeded, but its stage", change(Job, Job.state == "failed", state="succeeded")),

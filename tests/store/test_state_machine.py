@@ -19,10 +19,10 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
-from store import jobs, stages, workers
+from store import jobs, lost, stages, workers
 from store.database import Database, db_now
 from store.invariants import violations
-from store.models import JOB_ENDED, Event, Job, JobStage, Result, Stage, StageState
+from store.models import JOB_ENDED, Event, Job, JobStage, Result, Stage, StageParent, StageState
 from store.stages import Bell, Claim, StaleFence
 from tests import factories
 
@@ -183,6 +183,18 @@ class Service(RuleBasedStateMachine):
             except StaleFence:
                 pass
         assert factories.everything(self.database) == before
+
+    @precondition(lambda self: self.results)
+    @rule(number=claims)
+    def lose_an_artifact(self, number: int) -> None:
+        """A stage's result is withdrawn; who has begun to work on it is stopped."""
+        stage_id = pick(sorted(self.results), number)
+        with self.database.write() as session:
+            self.bells += lost.withdraw(session, [stage_id], "lost")
+            assert session.get(Result, stage_id) is None
+            children = select(StageParent.stage_id).where(StageParent.parent_id == stage_id)
+            self.stale += [self.held.pop(child) for child in session.scalars(children) if child in self.held]
+        self.results.pop(stage_id)
 
     # what the keeper, the broker and the clock do
 

@@ -1,11 +1,15 @@
 """The keeper's lease: one acts, and a dead one is not waited for longer than a few of its ticks."""
 
 from pathlib import Path
+from typing import Any
 
-from store import workers
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from store import stages, workers
 from store.settings import Settings
 from tests import factories
-from worker.keeper import HOLD_TICKS, LEASE, Keeper
+from worker.keeper import HOLD_TICKS, LEASE, REPAIR_EVERY, Keeper
 
 
 def test_a_dead_keeper_is_waited_for_three_ticks(database_url: str, tmp_path: Path) -> None:
@@ -26,3 +30,35 @@ def test_a_dead_keeper_is_waited_for_three_ticks(database_url: str, tmp_path: Pa
     for keeper in (dead, next_one):
         keeper.stop()
         keeper.run()
+
+
+@pytest.mark.parametrize("broken", ["reap", "repair", "unheard", None])
+def test_a_duty_that_cannot_be_done_keeps_no_other_from_being_done(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str | None
+) -> None:
+    """Nor from being tried again; how long that goes on is measured."""
+    keeper = Keeper(Settings(_env_file=None, database_url=database_url, state_dir=tmp_path))
+    tried: list[str] = []
+
+    def watched(name: str) -> Any:
+        duty = getattr(stages, name)
+
+        def do(*arguments: Any) -> Any:
+            tried.append(name)
+            if name == broken:
+                raise OperationalError(name, None, Exception("statement timeout"))
+            return duty(*arguments)
+
+        return do
+
+    for name in ("reap", "repair", "unheard"):
+        monkeypatch.setattr(stages, name, watched(name))
+    for _ in range(REPAIR_EVERY + 1):
+        keeper.tick()
+    assert tried.count("reap") == tried.count("unheard") == REPAIR_EVERY + 1
+    assert tried.count("repair") == 2, "a repair that fails is not tried at every tick instead"
+    with factories.opened(database_url) as database, database.read() as session:
+        complete = workers.lease_age(session, workers.KEPT)
+    assert (complete is None) == (broken is not None)
+    keeper.stop()
+    keeper.run()
