@@ -10,9 +10,9 @@ import uuid
 
 from store import stages, workers
 from store.broker import Ringer, celery_app
+from store.crashpoints import crashpoint
 from store.database import Database
 from store.settings import Settings, settings
-from worker.crashpoints import crashpoint
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
+from store.crashpoints import crashpoint
 from tests.processes import LEASE, wait_until
 from tests.worker import specs
 from tests.worker.calm import assert_as_calm
 from tests.worker.conftest import EMBEDDED, SERVERS, Service
-from worker.crashpoints import crashpoint
 
 LOST, PUBLISHED = ["lost", "succeeded"], ["succeeded"]
 
