@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -42,8 +43,9 @@ def main() -> None:
     chosen = settings()
     gpus = _gpus(chosen)
     serves = queues(chosen, lambda: bool(gpus))
-    children.start(gpus if "gpu" in serves else [], chosen.worker_slots)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery has a handler of its own
     try:
+        children.start(gpus if "gpu" in serves else [], chosen.worker_slots)
         app.worker_main(
             ["--quiet", "worker", "--pool", "solo", "--queues", ",".join(serves),
              "--hostname", "worker-%h", "--without-mingle", "--without-gossip", "--without-heartbeat",

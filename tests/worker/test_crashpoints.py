@@ -19,8 +19,11 @@ LOST, PUBLISHED = ["lost", "succeeded"], ["succeeded"]
     [
         pytest.param(*stack.values, point, expected, marks=stack.marks)
         for stack, point, expected in (
+            (SERVERS, "before-claim", PUBLISHED),
             (EMBEDDED, "after-claim", LOST),
             (SERVERS, "mid-checkpoint", LOST),
+            (EMBEDDED, "after-fsync", LOST),
+            (SERVERS, "after-rename", LOST),
             (EMBEDDED, "after-artifacts", LOST),
             (SERVERS, "before-result", LOST),
             (SERVERS, "after-result", PUBLISHED),
