@@ -260,6 +260,8 @@ class WorkerReply(Reply):
     """Whether it takes no more work."""
     stage: str | None
     """Key of the stage it runs."""
+    leaves: list[str]
+    """Why it could not run stages lately that others may: it leaves them to those."""
 
 
 class SuiteReply(Reply):

@@ -4,7 +4,10 @@ GauntletError
 ├── SpecError            the request is wrong: says which field and what would be right
 │   ├── Diverged         the training itself failed: loss is NaN or infinite
 │   └── ModelMissing     a figure is asked of a model that does not exist
-├── DatasetMissing       the files are not in DATA_DIR, or are not the published ones
+├── WorkerUnfit          this worker cannot run the stage, which is no fault of the stage: another may
+│   ├── DatasetMissing   the files are not in DATA_DIR, or are not the published ones
+│   ├── OtherCode        the stage was planned by another version of the code
+│   └── DeviceMissing    the stage is for a device that is not here
 ├── ArtifactCorrupt      stored bytes do not match their sha256
 ├── StoreAway            the artifact store cannot be reached, refuses, or has no room
 ├── OutOfMemory          the device has too little memory, however few examples it is given at once
@@ -36,8 +39,20 @@ class ModelMissing(SpecError):
     """A figure is asked of a model that does not exist."""
 
 
-class DatasetMissing(GauntletError):
+class WorkerUnfit(GauntletError):
+    """This worker cannot run the stage, which is no fault of the stage: another worker may."""
+
+
+class DatasetMissing(WorkerUnfit):
     """A dataset's files are absent or differ from the published ones."""
+
+
+class OtherCode(WorkerUnfit):
+    """A stage was planned by another version of the code, whose results are not those of this one."""
+
+
+class DeviceMissing(WorkerUnfit):
+    """A stage is for a device that is not here."""
 
 
 class ArtifactCorrupt(GauntletError):

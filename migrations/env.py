@@ -1,8 +1,11 @@
 """How Alembic reaches the database: one migrator at a time, and no cascades while SQLite tables are rebuilt."""
 
+from typing import Any
+
 from alembic import context
 from sqlalchemy import Connection, text
 
+from store.crashpoints import crashpoint
 from store.database import Database
 from store.models import Base
 from store.settings import settings
@@ -15,6 +18,11 @@ def _url() -> str:
     return context.config.get_main_option("sqlalchemy.url") or settings().sql_url
 
 
+def _applied(*_: Any, **__: Any) -> None:
+    """Stand between a revision's last statement and the commit."""
+    crashpoint("in-migration")
+
+
 def _migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
@@ -22,6 +30,7 @@ def _migrate(connection: Connection) -> None:
         render_as_batch=connection.dialect.name == "sqlite",
         compare_type=True,
         transaction_per_migration=False,
+        on_version_apply=_applied,
     )
     with context.begin_transaction():
         context.run_migrations()

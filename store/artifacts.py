@@ -42,15 +42,17 @@ class ArtifactStore(ABC):
     What cannot be done because the store is unreachable, refuses or is full raises `StoreAway`.
     """
 
-    def put(self, data: bytes) -> str:
+    def put(self, data: bytes, what: str = "artifact") -> str:
         """Return the sha256 under which `data` is now stored, synced to disk and read back.
+
+        `what` it is is for the name of a crash point.
 
         Raises:
             ArtifactCorrupt: it does not read back as it was written.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         if not self._renewed(sha256):
-            self._write(sha256, data)
+            self._write(sha256, data, what)
             if not self._sound(sha256):
                 raise ArtifactCorrupt(f"artifact {sha256} does not read back as it was written")
         return sha256
@@ -93,7 +95,7 @@ class ArtifactStore(ABC):
         """Return whether the artifact was there and sound, and is now as young as if it had just been written."""
 
     @abstractmethod
-    def _write(self, sha256: str, data: bytes) -> None:
+    def _write(self, sha256: str, data: bytes, what: str) -> None:
         """Store bytes whole or not at all."""
 
     @abstractmethod
@@ -157,11 +159,11 @@ class FolderStore(ArtifactStore):
             self._away(error)
         return True
 
-    def _write(self, sha256: str, data: bytes) -> None:
+    def _write(self, sha256: str, data: bytes, what: str) -> None:
         path = self.path(sha256)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, data)
+            write_atomically(path, data, what=what)
         except OSError as error:
             self._away(error)
 

@@ -10,6 +10,7 @@ from obstore.store import S3Store
 
 from core.errors import StoreAway
 from store.artifacts import ArtifactStore, Stored, place_of
+from store.crashpoints import crashpoint
 
 T = TypeVar("T")
 CONNECT_SECONDS = 3
@@ -68,8 +69,10 @@ class BucketStore(ArtifactStore):
         del sha256
         return False
 
-    def _write(self, sha256: str, data: bytes) -> None:
+    def _write(self, sha256: str, data: bytes, what: str) -> None:
+        crashpoint(f"mid-{what}")  # an upload has no name before it is whole, so nothing of it is there yet
         self._asked(lambda: obstore.put(self._bucket, place_of(sha256), data))
+        crashpoint("after-rename")
 
     def _read(self, sha256: str) -> bytes | None:
         return self._asked(lambda: bytes(obstore.get(self._bucket, place_of(sha256)).bytes()))

@@ -46,6 +46,10 @@ class Settings(BaseSettings):
     """Threads of a CPU stage; part of its key. Unset: the cores at hand."""
     worker_queues: str = ""
     """Queues a worker serves, comma separated. Empty: gpu,cpu where CUDA is found, else cpu."""
+    worker_gpus: str = ""
+    """GPUs a worker uses, comma separated, by index or UUID; each has processes of its own. Empty: all it sees."""
+    worker_slots: int = Field(default=1, ge=1, le=64)
+    """Stages a worker runs at once on each device, each in a process of its own; they share its memory."""
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     """How often a worker renews its lease and reports."""
     lease_seconds: float = Field(default=60.0, gt=0)

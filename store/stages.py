@@ -5,7 +5,8 @@ one order everywhere: stages by id, then jobs by id. Children are locked in a st
 asks whether their parents are finished: under READ COMMITTED two parents finishing at once would else strand them.
 """
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,12 +50,16 @@ from store.models import (
 )
 
 KEPT_CHECKPOINTS = 2
+REFUSED = "refused"
+"""How an attempt ends whose worker could not run the stage; store/refusals.py has the rest."""
 MEASURED = 200
 """Newest trainings and craftings whose speed foretells that of the next."""
 TELLING_SECONDS = 1.0
 """What takes less tells of files and start-up, and nothing of the device's speed."""
 BACKOFF_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 60.0
+JITTER = 0.25
+"""Share by which a backoff is longer or shorter, so that what failed together is not tried again together."""
 
 
 def _is(state: StageState) -> Any:
@@ -63,6 +68,11 @@ def _is(state: StageState) -> Any:
 
 
 IS_READY, IS_BLOCKED, IS_RUNNING = _is(StageState.READY), _is(StageState.BLOCKED), _is(StageState.RUNNING)
+
+
+def backoff(seconds: float) -> float:
+    """Return how long to wait before another attempt: `seconds`, at most MAX_BACKOFF_SECONDS, give or take JITTER."""
+    return min(MAX_BACKOFF_SECONDS, seconds) * random.uniform(1 - JITTER, 1 + JITTER)
 
 
 class StaleFence(Exception):
@@ -99,9 +109,16 @@ class StoredArtifact:
     media_type: str
 
 
-def claim(session: Session, queues: Sequence[str], worker: str, lease_seconds: float) -> Claim | None:
-    """Return the best ready stage of the first queue that has one, now running under a new fence."""
+def claim(
+    session: Session, queues: Sequence[str], worker: str, lease_seconds: float,
+    without: Collection[tuple[str, str]] = (),
+) -> Claim | None:  # fmt: skip
+    """Return the best ready stage of the first queue that has one, now running under a new fence.
+
+    `without` are pairs of a queue and a dataset whose stages are left to other workers.
+    """
     for queue in queues:
+        left = [dataset for where, dataset in without if where == queue]
         best = (
             select(Stage.id)
             .where(Stage.queue == queue, IS_READY, Stage.not_before <= db_now())
@@ -109,6 +126,7 @@ def claim(session: Session, queues: Sequence[str], worker: str, lease_seconds: f
             .limit(1)
             .with_for_update(skip_locked=True)
         )
+        best = best.where(Stage.dataset.not_in(left)) if left else best
         stage_id = session.scalar(best)
         if stage_id is not None:
             return _start(session, stage_id, worker, lease_seconds)
@@ -291,7 +309,7 @@ def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, 
         _cancel(session, stage_id, fence, "failed", error, failures=failures)
         return
     if not final and failures < max_failures:
-        later = db_now() + min(MAX_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (failures - 1))
+        later = db_now() + backoff(BACKOFF_SECONDS * 2.0 ** (failures - 1))
         stage = _end(
             session, stage_id, fence, StageState.READY, "failed", error, failures=failures, not_before=later
         )  # fmt: skip
@@ -307,10 +325,13 @@ def confirm_cancelled(session: Session, stage_id: int, fence: int) -> None:
     release(session, stage_id, fence)
 
 
-def release(session: Session, stage_id: int, fence: int) -> list[Bell]:
+def release(
+    session: Session, stage_id: int, fence: int, refused: dict[str, Any] | None = None, wait_seconds: float = 0.0
+) -> list[Bell]:
     """Give a stage back unharmed, as a worker does that was asked to stop; return its bell.
 
-    Where cancellation was asked for, also of a worker that had not heard of it, the stage is cancelled.
+    `refused` is why this worker cannot run it, where that is why. Where cancellation was asked for, also of a worker
+    that had not heard of it, the stage is cancelled.
     """
     cancelling = session.scalar(select(Stage.cancel_requested).where(_held(stage_id, fence)).with_for_update())
     if cancelling is None:
@@ -318,9 +339,27 @@ def release(session: Session, stage_id: int, fence: int) -> list[Bell]:
     if cancelling:
         _cancel(session, stage_id, fence, "cancelled", None)
         return []
-    stage = _end(session, stage_id, fence, StageState.READY, "released", None)
-    events.tell_jobs(session, [stage_id], "stage.released", {"key": stage.key, "title": stage.title})
+    outcome = "released" if refused is None else REFUSED
+    later = {"not_before": db_now() + wait_seconds} if wait_seconds else {}
+    stage = _end(session, stage_id, fence, StageState.READY, outcome, refused, **later)
+    data = {"key": stage.key, "title": stage.title}
+    events.tell_jobs(
+        session, [stage_id], "stage.released", data if refused is None else {**data, "message": refused.get("message")}
+    )
     return [Bell(stage_id, stage.queue)]
+
+
+def lose(session: Session, stage_id: int, fence: int, why: str, max_losses: int) -> list[Bell]:
+    """End an attempt whose worker is broken, as if that had died; return the bell, where it may run again.
+
+    Raises:
+        StaleFence: the claim is lost; nothing was written.
+    """
+    columns = (Stage.id, Stage.fence, Stage.cancel_requested, Stage.losses, Stage.lease_owner)
+    row = session.execute(select(*columns).where(_held(stage_id, fence)).with_for_update()).one_or_none()
+    if row is None:
+        raise StaleFence
+    return _take_back(session, row, max_losses, why)
 
 
 def _cancel(
@@ -522,7 +561,11 @@ def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
         if row.losses == orphans[row.id]  # else another keeper has been here meanwhile
         and waits.isdisjoint([row.id, *trees[row.id]])
     ]
-    return [bell for row in free for bell in _take_back(session, row, max_losses)]
+    return [
+        bell
+        for row in free
+        for bell in _take_back(session, row, max_losses, f"worker {row.lease_owner} stopped renewing its lease")
+    ]
 
 
 def _with_a_job_not_among(session: Session, stage_ids: Sequence[int], locked: Sequence[int]) -> set[int]:
@@ -535,10 +578,10 @@ def _with_a_job_not_among(session: Session, stage_ids: Sequence[int], locked: Se
     return set(session.scalars(query))
 
 
-def _take_back(session: Session, row: Any, max_losses: int) -> list[Bell]:
+def _take_back(session: Session, row: Any, max_losses: int, why: str) -> list[Bell]:
     """Return the bell of one orphan. The fence rises here too, so its old holder is inert from this commit on."""
     losses = row.losses + 1
-    message = f"worker {row.lease_owner} stopped renewing its lease (loss {losses} of {max_losses})"
+    message = f"{why} (loss {losses} of {max_losses})"
     error = {"cause": "lost", "message": message}
     more = {"losses": losses, "fence": row.fence + 1}
     if row.cancel_requested:
@@ -548,7 +591,7 @@ def _take_back(session: Session, row: Any, max_losses: int) -> list[Bell]:
         stage = _end(session, row.id, row.fence, StageState.FAILED, "lost", error, **more)
         _end_descendants(session, row.id, stage.title, "stage.failed", error)
         return []
-    later = db_now() + min(MAX_BACKOFF_SECONDS, 2.0 ** (losses - 1) - 1)
+    later = db_now() + backoff(2.0 ** (losses - 1) - 1)
     stage = _end(session, row.id, row.fence, StageState.READY, "lost", error, **more, not_before=later)
     events.tell_jobs(session, [row.id], "stage.lost", {"key": stage.key, "message": message})
     return [Bell(row.id, stage.queue)]

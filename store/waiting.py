@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -33,8 +34,8 @@ class Reasons:
             return f"waits for {'; '.join(names[:2])}{more}"
         if stage.state == StageState.READY:
             return self._of_ready(stage)
-        if stage.state == StageState.RUNNING and stage.cancel_requested:
-            return "is being stopped"
+        if stage.state == StageState.RUNNING:
+            return "is being stopped" if stage.cancel_requested else _still(stage.progress or {})
         if stage.state in (StageState.FAILED, StageState.CANCELLED):
             return str((stage.error or {}).get("message", "cancelled"))
         return None
@@ -45,9 +46,22 @@ class Reasons:
             return f"tries again in {stage.not_before - self.now:.0f} s after: {message}"
         if stage.queue not in self.served:
             return f"no live worker serves the queue {stage.queue}; start one with `python -m worker`"
+        return self._place(stage) + _left_by(stage.error or {})
+
+    def _place(self, stage: Stage) -> str:
         place = self.places.get(stage.id)
         ahead = f"more than {RANKED}" if place is None else str(place)
         return f"queued in {stage.queue} behind {ahead} stages" if place != 0 else f"next in the queue {stage.queue}"
+
+
+def _still(progress: dict[str, Any]) -> str | None:
+    seconds = progress.get("still_seconds")
+    return f"its worker lives, but has made no progress for {seconds} s" if seconds else None
+
+
+def _left_by(error: dict[str, Any]) -> str:
+    host = error.get("refused_by")
+    return f"; the worker on {host} left it to the others: {error.get('message')}" if host else ""
 
 
 def reasons(session: Session, job_id: int, alive_seconds: float, queues: Iterable[str] = QUEUES) -> Reasons:

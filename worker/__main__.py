@@ -1,6 +1,8 @@
-"""`python -m worker`: one Celery worker with one warm child, which owns one device."""
+"""`python -m worker`: one Celery worker with warm children, one for each slot of each device."""
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -8,35 +10,50 @@ from pathlib import Path
 
 from celery.platforms import SecurityWarning
 
-from store.settings import settings
+from store.settings import Settings, settings
 from worker.devices import queues
 
+EXIT_NO_CHILD = 70
 
-def _has_cuda() -> bool:
+
+def _gpus(chosen: Settings) -> list[str]:
+    """Return the CUDA devices to use, as CUDA_VISIBLE_DEVICES names them."""
+    if chosen.worker_gpus:
+        return [name.strip() for name in chosen.worker_gpus.split(",") if name.strip()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    return [names[number] if names else str(number) for number in range(_count())]
+
+
+def _count() -> int:
     """Ask in another process: the one that talks to the broker never initialises CUDA."""
     if not Path("/dev/nvidiactl").exists():
-        return False
-    answer = subprocess.run(
-        [sys.executable, "-c", "import torch, sys; sys.exit(not torch.cuda.is_available())"], check=False
-    )
-    return answer.returncode == 0
+        return 0
+    count = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    answer = subprocess.run([sys.executable, "-c", count], check=False, capture_output=True, text=True)
+    return int(answer.stdout) if answer.returncode == 0 else 0
 
 
 def main() -> None:
-    """Run the worker until it is told to stop."""
+    """Run the worker until it is told to stop; exit 70 where its children cannot be started."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     warnings.simplefilter("ignore", SecurityWarning)  # root is fine: messages are JSON, and never more than a hint
-    from worker.app import app, child
+    from worker.app import app, children
 
-    child.start()
+    chosen = settings()
+    gpus = _gpus(chosen)
+    serves = queues(chosen, lambda: bool(gpus))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery has a handler of its own
     try:
+        children.start(gpus if "gpu" in serves else [], chosen.worker_slots)
         app.worker_main(
-            ["--quiet", "worker", "--pool", "solo", "--queues", ",".join(queues(settings(), _has_cuda)),
+            ["--quiet", "worker", "--pool", "solo", "--queues", ",".join(serves),
              "--hostname", "worker-%h", "--without-mingle", "--without-gossip", "--without-heartbeat",
              "--loglevel", "WARNING"]
         )  # fmt: skip
     finally:
-        child.stop()
+        if not children.stop():
+            sys.exit(EXIT_NO_CHILD)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
-"""The worker's main process: Celery's app and the one child that computes. No SQL, no torch, no CUDA here.
+"""The worker's main process: Celery's app and the children that compute. No SQL, no torch, no CUDA here.
 
-Celery's pool is `solo`: to take a message is to ring the child and to wait until it is idle again, so a busy worker
-leaves the bells to idle ones. The child is not prefork's. Without an event loop, which the folder transport has not,
-that pool hangs for good when its idle child is killed, because the dead child holds the queue's lock, and turns the
-signal to drain into an exit; with one it kills a child that takes 4 s to import torch.
+Celery's pool is `solo`: to take a message is to ring the children and to wait until one is idle again, so a busy worker
+leaves the bells to idle ones. The children are not prefork's. Without an event loop, which the folder transport has
+not, that pool hangs for good when its idle child is killed, because the dead child holds the queue's lock, and turns
+the signal to drain into an exit; with one it kills a child that takes 4 s to import torch.
 """
 
 import contextlib
 import logging
+import os
+import select
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from celery import signals
@@ -24,37 +27,49 @@ from store.settings import settings
 log = logging.getLogger(__name__)
 
 BELL = b"!"
-"""From the main process: look for work. From the child: there is none left. The end of the line: drain and end."""
+"""From the main process: look for work. From a child: there is none left. The end of the line: drain and end."""
 STEADY_SECONDS = 10.0
-"""A child that dies younger could not start, and is replaced after a pause, longer each time."""
+"""A child that dies younger could not start, and is replaced after a pause, longer each time; at last, not again."""
 PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 
 class Child:
     """A process at the other end of a line, replaced when it dies before it was told to end."""
 
-    def __init__(self, command: Sequence[str]):
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None,
+        give_up: Callable[[], None] = lambda: None,
+    ):  # fmt: skip
+        """`environment` is added to this process's; `give_up` is called when no child can be started."""
         self._command = list(command)
+        self._environment = {**os.environ, **(environment or {})}
+        self._give_up = give_up
+        self._line: socket.socket | None = None
         self._draining = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="child", daemon=True)
 
     def start(self) -> None:
-        """Start the child; it needs some seconds to import torch, and bells wait for it."""
-        self._spawn()
+        """Start the child; it needs some seconds to import torch, and then looks for work by itself."""
         self._thread.start()
 
-    def work(self) -> None:
-        """Ring the child and return when it is idle again. Where there is none, its successor looks by itself."""
-        with contextlib.suppress(OSError):
-            self._line.sendall(BELL)
-            self._line.recv(1)
+    def ring(self) -> socket.socket | None:
+        """Return the line on which the answer comes, or the line's end; None where no child hears the bell."""
+        line = self._line  # read once: another thread replaces it
+        try:
+            if line is not None:
+                line.sendall(BELL)
+        except OSError:
+            return None
+        return line
 
     def drain(self) -> None:
         """Have the child checkpoint, give its stage back, take no more and end. Safe inside a signal handler."""
         self._draining = True
-        with contextlib.suppress(OSError):
-            self._line.shutdown(socket.SHUT_WR)
+        line = self._line
+        if line is not None:
+            with contextlib.suppress(OSError):
+                line.shutdown(socket.SHUT_WR)
 
     def stop(self) -> None:
         """Return when the child has drained and ended."""
@@ -62,40 +77,96 @@ class Child:
         self._stopped.set()
         self._thread.join()
 
-    def _spawn(self) -> None:
-        self._line, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(self._command, stdin=theirs.fileno())
-        if self._draining:
-            self.drain()
-
     def _keep(self) -> None:
         early = 0
-        while True:
+        while not self._draining:
             began = time.monotonic()
-            status = self._process.wait()
-            if self._draining:
-                return
-            log.warning("the child ended with status %s; starting another", status)
+            end = self._live()
             early = early + 1 if time.monotonic() - began < STEADY_SECONDS else 0
-            self._stopped.wait(PAUSES[min(max(0, early - 1), len(PAUSES) - 1)])
             if self._draining:
                 return
-            self._spawn()
+            if early > len(PAUSES):
+                log.error("the child %s, as did those before it; no other is started", end)
+                self._give_up()
+                return
+            log.warning("the child %s; starting another", end)
+            self._stopped.wait(PAUSES[max(0, early - 1)])
+
+    def _live(self) -> str:
+        """Return how a child ended, or why there was none."""
+        try:
+            line, theirs = socket.socketpair()
+            with theirs:
+                process = subprocess.Popen(self._command, stdin=theirs.fileno(), env=self._environment)
+        except OSError as error:
+            return f"could not be started ({error})"
+        self._line = line
+        if self._draining:
+            self.drain()
+        return f"ended with status {process.wait()}"
+
+
+class Children:
+    """The processes that compute; each claims for itself."""
+
+    def __init__(self, command: Sequence[str]):
+        self._command = command
+        self._children: list[Child] = []
+        self._rung: dict[Child, socket.socket] = {}
+        self._given_up = 0
+
+    def start(self, devices: Sequence[str], slots: int) -> None:
+        """Start `slots` children on each of these CUDA devices, or on the CPU where there are none."""
+        chosen: list[dict[str, str]] = [{"CUDA_VISIBLE_DEVICES": device} for device in devices] or [{}]
+        self._children = [Child(self._command, environment, self._gave_up) for environment in chosen * slots]
+        for child in self._children:
+            child.start()
+
+    def work(self) -> None:
+        """Ring every child that has answered before, and return when one is idle. Successors look by themselves."""
+        for child in self._children:
+            if child not in self._rung and (line := child.ring()) is not None:
+                self._rung[child] = line
+        if not self._rung:
+            return
+        answered, _, _ = select.select(list(self._rung.values()), [], [])
+        for child, line in [*self._rung.items()]:
+            if line in answered:
+                with contextlib.suppress(OSError):
+                    line.recv(1)
+                del self._rung[child]
+
+    def drain(self) -> None:
+        """Have all give their stages back and end. Safe inside a signal handler."""
+        for child in self._children:
+            child.drain()
+
+    def stop(self) -> bool:
+        """Return whether there was a child to the end, once all have drained and ended."""
+        self.drain()
+        for child in self._children:
+            child.stop()
+        return self._given_up < len(self._children)
+
+    def _gave_up(self) -> None:
+        """End this process when its last child could not be started: whoever started it shall see that it is broken."""
+        self._given_up += 1
+        if self._given_up == len(self._children):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 app = celery_app(settings())
-child = Child([sys.executable, "-m", "worker.child"])
+children = Children([sys.executable, "-m", "worker.child"])
 
 
 @app.task(name=TASK)  # pyright: ignore[reportUntypedFunctionDecorator]
 def work(stage_id: int) -> None:
     """Answer a bell: run what SQL says is ready, until nothing is. The stage id is only where it came from."""
     del stage_id
-    child.work()
+    children.work()
 
 
 @signals.worker_shutting_down.connect  # pyright: ignore[reportUnknownMemberType]
 def _drain(**_: Any) -> None:
-    """Have the stage given back now; Celery's warm shutdown then waits for the task."""
-    child.drain()
+    """Have the stages given back now; Celery's warm shutdown then waits for the task."""
+    children.drain()

@@ -9,14 +9,19 @@ import logging
 import queue
 import signal
 import socket
+import sys
 import threading
 
 from store.settings import settings
 from worker.app import BELL
-from worker.crashpoints import limit_memory
+from worker.crashpoints import break_device, limit_memory
+from worker.devices import computes
 from worker.process import WorkerProcess
+from worker.runner import DeviceBroken
 
 log = logging.getLogger(__name__)
+EXIT_BROKEN = 76
+"""The device does not compute in this process."""
 
 
 class Line:
@@ -44,6 +49,8 @@ class Line:
     def _look(self) -> None:
         try:
             self._process.work()
+        except DeviceBroken:
+            raise
         except Exception as error:
             log.warning("no work for now: %s: %s", type(error).__name__, error)
 
@@ -60,12 +67,19 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit_memory()
+    if not computes():
+        sys.exit(EXIT_BROKEN)
+    break_device()
     process = WorkerProcess(settings())
     line = Line(process)
     signal.signal(signal.SIGTERM, line.hang_up)
     process.start()
-    line.serve()
-    process.stop()
+    try:
+        line.serve()
+    except DeviceBroken:
+        sys.exit(EXIT_BROKEN)
+    finally:
+        process.stop()
 
 
 if __name__ == "__main__":

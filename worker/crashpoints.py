@@ -1,40 +1,8 @@
-"""Named places where a test can have a process kill itself, as a power cut would."""
+"""Devices that run out of memory or break where a test says so."""
 
 import os
-import signal
 from pathlib import Path
 from typing import Any
-
-
-def crashpoint(name: str) -> None:
-    """Return at once, unless CRASHPOINT names this place: then SIGKILL this process.
-
-    CRASHPOINT_ONCE names a file that must not exist yet; it is created first, so that the restarted process survives.
-    CRASHPOINT may also be `@FILE`: the file says the name, and is removed first, so that one process dies once.
-    """
-    wanted = os.environ.get("CRASHPOINT", "")
-    if wanted and (_taken(Path(wanted[1:]), name) if wanted.startswith("@") else wanted == name and _first_time()):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _taken(file: Path, name: str) -> bool:
-    try:
-        if file.read_text() != name:
-            return False
-        file.unlink()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _first_time() -> bool:
-    once = os.environ.get("CRASHPOINT_ONCE")
-    try:
-        if once:
-            Path(once).touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
 
 
 def limit_memory() -> None:
@@ -53,3 +21,27 @@ def limit_memory() -> None:
             raise torch.OutOfMemoryError(f"MEMORY_EXAMPLES is {most}. Tried to allocate {len(arguments[0])} examples.")
 
     register_module_forward_pre_hook(full)
+
+
+def break_device() -> None:
+    """Return at once, unless DEVICE_BREAKS names a file: the device breaks for this process at its next forward pass.
+
+    The file is removed first, so that the next process finds the device whole. Every later pass of this process fails
+    too, as after an illegal access on CUDA.
+    """
+    file = os.environ.get("DEVICE_BREAKS", "")
+    if not file:
+        return
+    import torch
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    broken: list[bool] = []
+
+    def breaks(*_: object) -> None:
+        if Path(file).exists():
+            Path(file).unlink()
+            broken.append(True)
+        if broken:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    register_module_forward_pre_hook(breaks)

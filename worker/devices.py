@@ -1,12 +1,29 @@
 """What this machine computes on. Only a worker's child may ask torch: asking initialises CUDA."""
 
+import logging
 from collections.abc import Callable
 
 from core.provenance import device_class, device_name, processor_name
 from store.broker import QUEUES
 from store.settings import Settings
 
-__all__ = ["device_class", "device_name", "processor_name", "queues"]
+__all__ = ["computes", "device_class", "device_name", "processor_name", "queues"]
+log = logging.getLogger(__name__)
+
+
+def computes() -> bool:
+    """Return whether this process's device still computes: after an illegal access on CUDA it never does again."""
+    import torch
+
+    device = device_class()
+    try:
+        torch.nn.ReLU()(torch.ones(1, device=device)).sum().item()
+    except torch.OutOfMemoryError:
+        return True  # full, not broken
+    except RuntimeError as error:
+        log.error("the device %s is broken for this process: %s", device, error)
+        return False
+    return True
 
 
 def queues(settings: Settings, has_cuda: Callable[[], bool]) -> list[str]:

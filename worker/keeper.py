@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 from store import stages, workers
 from store.broker import Ringer, celery_app
+from store.crashpoints import crashpoint
 from store.database import Database
 from store.settings import Settings, settings
 from store.stages import Bell
-from worker.crashpoints import crashpoint
 
 log = logging.getLogger(__name__)
 

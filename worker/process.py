@@ -1,8 +1,9 @@
 """One worker process: it registers, claims stages, keeps its lease alive from a thread, and stops when told to.
 
-One thread renews the lease, carries progress and logs, and hears of cancellations. Another, which never waits for SQL,
-is the process's conscience: where the lease could not be renewed it stops the work before the lease ends by this
-process's own monotonic clock, and work that does not stop when told to it ends with the process.
+One thread renews the lease, carries progress and logs, and hears of cancellations. Another, which waits for nothing
+while the process lives, is its conscience: where the lease could not be renewed it stops the work before the lease
+ends by this process's own monotonic clock, and work that does not stop when told to it ends with the process. What it
+then still has to tell SQL or the disk has a second or two, by a timer.
 """
 
 import logging
@@ -17,20 +18,31 @@ from typing import Any
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from store import stages, workers
+from store import refusals, stages, workers
 from store.artifacts import open_store
 from store.broker import Ringer, celery_app
+from store.crashpoints import crashpoint
 from store.database import Database
 from store.settings import Settings
 from store.stages import Claim
 from worker.devices import device_class, device_name, queues
-from worker.runner import AWAY, StageRunner
+from worker.patience import AWAY
+from worker.runner import StageRunner
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 
-GRACE_SECONDS = 8.0
+POLL_SECONDS = 0.25
+"""How often the conscience looks, at least."""
+GRACE_SECONDS = 3.0
 """How long work may take to notice that it was cancelled or lost before its process is ended."""
+DRAIN_SECONDS = 90.0
+"""The same for work that was asked to drain; less than `stop_grace_period` in docker-compose.yml."""
+LAST_WORDS_SECONDS = 1.0
+"""How long the process then lives on to confirm a cancellation. Cancelled work is gone after a heartbeat, which brings
+the order, and these, POLL_SECONDS and GRACE_SECONDS: less than 15 s."""
+SAVE_SECONDS = 10.0
+"""How long it lives on to save what it has found, at most, as long as its lease lasts."""
 EXIT_STUCK = 75
 PATIENCE_SECONDS = 1.0
 """Between two attempts to register, or to claim, where SQL does not answer."""
@@ -98,16 +110,23 @@ class WorkerProcess:
 
     def _claim(self) -> Claim | None:
         """Return the best ready stage; or what this process holds already, where the answer to its claim was lost."""
-        lease = self._settings.lease_seconds
+        lease, me, spooled = self._settings.lease_seconds, self._incarnation, self._runner.spooled()
         sure, self._sure = self._sure, False
         with self._database.write() as session:
-            claim = None if sure else stages.unheard_claim(session, self._incarnation, lease, self._known)
-            claim = claim or stages.claim_one_of(session, self._runner.spooled(), self._incarnation, lease)
-            claim = claim or stages.claim(session, self._queues, self._incarnation, lease)
+            claim = None if sure else stages.unheard_claim(session, me, lease, self._known)
+            claim = claim or stages.claim_one_of(session, spooled, me, lease)
+            claim = claim or stages.claim(session, self._queues, me, lease, self._left_to_others(session))
             if claim is not None:
-                workers.report(session, self._incarnation, claim.stage_id, draining=False)
+                workers.report(session, me, claim.stage_id, draining=False)
+                crashpoint("before-claim")
         self._sure, self._known = True, claim or self._known
         return claim
+
+    def _left_to_others(self, session: Session) -> set[tuple[str, str]]:
+        if not self._runner.has_refused:
+            return set()
+        alive = workers.ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
+        return refusals.left_to_others(session, self._incarnation, alive)
 
     def _registered(self, row: dict[str, Any]) -> bool:
         try:
@@ -178,19 +197,36 @@ class WorkerProcess:
 
     def _guard(self) -> None:
         margin = min(self._settings.heartbeat_seconds, self._settings.lease_seconds / 3)
-        while not self._ended.wait(margin / 4):
+        while not self._ended.wait(min(POLL_SECONDS, margin / 8)):
             watch = self._watch
-            if watch is not None:
-                self._enforce(watch, margin)
+            try:
+                if watch is not None:
+                    self._enforce(watch, margin)
+            except Exception:
+                log.exception("the conscience of this worker")  # it must not fall silent
 
     def _enforce(self, watch: Watch, margin: float) -> None:
-        """Stop work whose lease is about to end, and end the process where told work does not stop."""
-        if watch.since_renewal() > self._settings.lease_seconds - margin and watch.stop("lost"):
+        """Stop work whose lease is about to end, and end the process where told work does not stop in time."""
+        left = self._settings.lease_seconds - watch.since_renewal()
+        if left < margin and watch.stop("lost"):
             log.warning("stage %s is stopped: its lease could not be renewed", watch.claim.key[:12])
-        if self._watch is watch and watch.overdue(GRACE_SECONDS):
+        if self._watch is watch and (left < margin / 4 or watch.overdue(GRACE_SECONDS, DRAIN_SECONDS)):
             log.error("stage %s did not stop when told to; ending this process", watch.claim.key[:12])
-            self._save()
-            self._confirm(watch)
+            self._end(watch, left)
+
+    def _end(self, watch: Watch, left: float) -> None:
+        """End this process, after its last words: a cancellation confirmed, or what it has found saved."""
+        told = watch.told()
+        seconds = LAST_WORDS_SECONDS if told == "cancel" else max(LAST_WORDS_SECONDS, min(SAVE_SECONDS, left))
+        timer = threading.Timer(seconds, os._exit, (EXIT_STUCK,))
+        timer.daemon = True
+        timer.start()
+        try:
+            if told != "cancel":
+                self._save()
+            if told in ("cancel", "drain"):
+                self._give_back(watch)
+        finally:
             os._exit(EXIT_STUCK)
 
     def _save(self) -> None:
@@ -199,12 +235,12 @@ class WorkerProcess:
         except OSError as error:
             log.warning("could not keep what was found: %s", error)
 
-    def _confirm(self, watch: Watch) -> None:
+    def _give_back(self, watch: Watch) -> None:
         try:
             with self._database.write() as session:
-                stages.confirm_cancelled(session, watch.claim.stage_id, watch.claim.fence)
+                stages.release(session, watch.claim.stage_id, watch.claim.fence)
         except Exception as error:
-            log.warning("could not confirm the cancellation: %s", error)
+            log.warning("could not give the stage back: %s", error)
 
     def _describe(self) -> dict[str, Any]:
         import numpy as np

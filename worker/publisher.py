@@ -7,10 +7,10 @@ from core.errors import ArtifactCorrupt, StoreAway
 from core.stages import Outcome
 from store import lost, stages
 from store.artifacts import ArtifactStore
+from store.crashpoints import crashpoint
 from store.database import Database
 from store.models import StageState
 from store.stages import Bell, Claim, StaleFence, StoredArtifact
-from worker.crashpoints import crashpoint
 from worker.patience import AWAY, patiently
 from worker.spool import Finding, Spool
 from worker.watch import Watch
@@ -113,13 +113,14 @@ class Publisher:
         self, claim: Claim, lines: Lines, finding: Finding, stored: Sequence[StoredArtifact]
     ) -> list[Bell]:  # fmt: skip
         """Publish in one transaction, whose fence makes repeating it safe."""
-        crashpoint("before-result")
         outcome = finding.outcome
         with self._database.write() as session:
             stages.write_log(session, claim.stage_id, claim.fence, lines)
-            return lost.succeed(
+            bells = lost.succeed(
                 session, claim.stage_id, claim.fence, outcome.payload, finding.environment, stored
             )  # fmt: skip
+            crashpoint("before-result")
+            return bells
 
     def _keep(self, watch: Watch, finding: Finding) -> None:
         """Write the finding to disk; where that is full too, it waits in memory."""

@@ -1,28 +1,40 @@
 """Runs one claimed stage and publishes what it found under the claim's fence."""
 
 import logging
+import socket
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import TypeAdapter
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy.orm import Session
 
 from core.datasets import DATASETS
-from core.errors import ArtifactCorrupt, DatasetMissing, Interrupted, SpecError, StoreAway
+from core.errors import (
+    ArtifactCorrupt,
+    DatasetMissing,
+    DeviceMissing,
+    Interrupted,
+    OtherCode,
+    OutOfMemory,
+    SpecError,
+    StoreAway,
+    WorkerUnfit,
+)
 from core.provenance import environment
 from core.stages import AnyStage, Stage
 from core.stages.base import Finished
-from store import lost, stages
+from store import lost, refusals, stages
 from store.artifacts import ArtifactStore
 from store.broker import Ringer
+from store.crashpoints import crashpoint
 from store.database import Database
 from store.settings import Settings
 from store.stages import Bell, Claim, StaleFence, StoredArtifact
-from worker.crashpoints import crashpoint
+from store.workers import ALIVE_HEARTBEATS
+from worker.devices import computes, device_class
 from worker.patience import AWAY, patiently
 from worker.publisher import Publisher
 from worker.spool import Finding, Spool
@@ -34,9 +46,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 _stage: TypeAdapter[Stage] = TypeAdapter(AnyStage)
-PUBLISH_WAITS = (0.1, 0.5, 1.0, 2.0, 5.0)
-FINAL = (SpecError, DatasetMissing)
+FINAL = (SpecError, OutOfMemory)
 """Errors that the same spec meets again: they fail at once."""
+PATIENCE_SECONDS = 600.0
+"""How long a stage waits, which every live worker has refused, for another to come; for missing files not at all."""
+
+
+class DeviceBroken(Exception):
+    """This process's device does not compute any more; only another process may find it whole."""
 
 
 class StageRunner:
@@ -50,6 +67,8 @@ class StageRunner:
         self._spool = Spool(settings.state_dir / "spool")
         self._publisher = Publisher(database, store, self._spool)
         self.dataset = lru_cache(maxsize=3)(self._load_dataset)
+        self.has_refused = False
+        """Whether there is anything that this worker leaves to others."""
 
     def run(self, claim: Claim, watch: Watch) -> None:
         """Run the stage and publish its result, its failure, or its return to the queue."""
@@ -63,13 +82,17 @@ class StageRunner:
             return
         except Interrupted as stop:
             bells = self._stopped(claim, watch, stop)
-        except AWAY as error:
-            log.warning("stage %s is left to its lease, the database does not answer: %s", claim.key[:12], error)
-            return
+        except WorkerUnfit as error:
+            bells = self._refused(claim, watch, error)
         except ArtifactCorrupt as error:
             bells = self._without_artifact(claim, watch, error)
+        except FINAL as error:
+            bells = self._failed(claim, watch, error, final=True)
         except Exception as error:
-            bells = self._failed(claim, watch, error)
+            if not computes():
+                self._ringer.ring(self._broken(claim, watch, error))
+                raise DeviceBroken from error
+            bells = self._failed(claim, watch, error, final=False)
         self._ringer.ring(bells)
 
     def keep_checkpoint(self, claim: Claim, data: bytes) -> None:
@@ -77,9 +100,9 @@ class StageRunner:
 
         One that cannot be kept, on a full disk or without SQL, is done without: the lease says how long work goes on.
         """
-        crashpoint("mid-checkpoint")
         try:
-            stored = StoredArtifact("checkpoint", self._store.put(data), len(data), "application/x-safetensors")
+            sha256 = self._store.put(data, "checkpoint")
+            stored = StoredArtifact("checkpoint", sha256, len(data), "application/x-safetensors")
             with self._database.write() as session:
                 stages.add_checkpoint(session, claim.stage_id, claim.fence, stored)
         except StaleFence:
@@ -107,9 +130,7 @@ class StageRunner:
 
     def _compute(self, claim: Claim, watch: Watch) -> Finding:
         began = time.monotonic()
-        spec = _stage.validate_python(claim.spec)
-        if spec.identity() != claim.key:
-            raise SpecError("this stage was planned by another version of the code; post the job again")
+        spec = _planned(claim)
         outcome = spec.run(StageContext(self, claim, watch))
         watch.add_line(f"done in {time.monotonic() - began:.1f} s: {outcome.payload}")
         made_in = {**environment(), **outcome.environment, "seconds": outcome.seconds}
@@ -119,60 +140,83 @@ class StageRunner:
         watch.add_line(f"stopped: {stop.reason}")
         if stop.reason == "lost":
             return []
-        lines = watch.take_lines()
 
-        def record() -> list[Bell]:
-            with self._database.write() as session:
-                stages.write_log(session, claim.stage_id, claim.fence, lines)
-                if stop.reason == "cancel":
-                    stages.confirm_cancelled(session, claim.stage_id, claim.fence)
-                    return []
-                return stages.release(session, claim.stage_id, claim.fence)
+        def end(session: Session) -> list[Bell]:
+            if stop.reason == "cancel":
+                stages.confirm_cancelled(session, claim.stage_id, claim.fence)
+                return []
+            return stages.release(session, claim.stage_id, claim.fence)
 
-        return _insist(record)
+        return self._ended(claim, watch, end)
 
     def _without_artifact(self, claim: Claim, watch: Watch, error: ArtifactCorrupt) -> list[Bell]:
         """Let the stage whose artifact is lost run again, this one after it; a failure where that cannot help."""
-        sha256 = error.sha256
-        if sha256 is None:
-            return self._failed(claim, watch, error)
-        watch.add_line(f"{error}; what made it runs again")
-        lines = watch.take_lines()
+        sha256, cause = error.sha256, _cause(error)
+        watch.add_line(str(error))
+        most = self._settings.max_failures
 
-        def record() -> list[Bell] | None:
-            with self._database.write() as session:
-                stages.write_log(session, claim.stage_id, claim.fence, lines)
-                return lost.report(session, claim.stage_id, claim.fence, sha256, str(error))
+        def end(session: Session) -> list[Bell]:
+            bells = lost.report(session, claim.stage_id, claim.fence, sha256, str(error)) if sha256 else None
+            if bells is None:
+                stages.fail(session, claim.stage_id, claim.fence, cause, final=False, max_failures=most)
+            return bells or []
 
-        try:
-            bells = _insist(record)
-        except StaleFence:
-            return []
-        return self._failed(claim, watch, error) if bells is None else bells
+        return self._ended(claim, watch, end)
 
-    def _failed(self, claim: Claim, watch: Watch, error: Exception) -> list[Bell]:
+    def _refused(self, claim: Claim, watch: Watch, unfit: WorkerUnfit) -> list[Bell]:
+        """Give a stage back that this worker cannot run; from now on it leaves such stages to others."""
+        host = socket.gethostname()
+        log.warning("stage %s is left to other workers: %s", claim.key[:12], unfit)
+        watch.add_line(f"the worker on {host} cannot run it: {unfit}")
+        cause = {"cause": type(unfit).__name__, "message": str(unfit), "refused_by": host}
+        alive = ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
+        patience = 0.0 if isinstance(unfit, DatasetMissing) else PATIENCE_SECONDS
+        self.has_refused = True
+        return self._ended(
+            claim, watch,
+            lambda session: refusals.refuse(
+                session, claim.stage_id, claim.fence, cause, alive_seconds=alive, patience=patience
+            ),
+        )  # fmt: skip
+
+    def _broken(self, claim: Claim, watch: Watch, error: Exception) -> list[Bell]:
+        """Count a stage as lost whose device broke, whatever it raised."""
+        why = f"the device of worker {socket.gethostname()} broke: {error}"
+        watch.add_line(why)
+        most = self._settings.max_losses
+        return self._ended(
+            claim, watch, lambda session: stages.lose(session, claim.stage_id, claim.fence, why, most)
+        )  # fmt: skip
+
+    def _failed(self, claim: Claim, watch: Watch, error: Exception, *, final: bool) -> list[Bell]:
         log.warning("stage %s failed: %s: %s", claim.key[:12], type(error).__name__, error)
         self._spool.drop(claim.key)  # where a finding cannot be published, it is found again
-        cause = {
-            "cause": type(error).__name__,
-            "message": str(error) or type(error).__name__,
-            "traceback": traceback.format_exc(limit=30),
-        }
+        cause = _cause(error)
         watch.add_line(f"failed: {cause['cause']}: {cause['message']}")
+        most = self._settings.max_failures
+
+        def end(session: Session) -> list[Bell]:
+            stages.fail(session, claim.stage_id, claim.fence, cause, final=final, max_failures=most)
+            return []
+
+        return self._ended(claim, watch, end)
+
+    def _ended(self, claim: Claim, watch: Watch, end: Callable[[Session], list[Bell]]) -> list[Bell]:
+        """Return the bells of `end`, which records how an attempt ended; SQL is waited for while the lease lasts."""
+        watch.obeyed()
         lines = watch.take_lines()
 
         def record() -> list[Bell]:
             with self._database.write() as session:
                 stages.write_log(session, claim.stage_id, claim.fence, lines)
-                stages.fail(
-                    session, claim.stage_id, claim.fence, cause,
-                    final=isinstance(error, FINAL), max_failures=self._settings.max_failures,
-                )  # fmt: skip
-            return []
+                return end(session)
 
         try:
-            return _insist(record)
+            return patiently(record, AWAY, watch, "its end cannot be recorded")
         except StaleFence:
+            return []
+        except Interrupted as stop:
+            log.warning("stage %s is left to its lease (%s), its end was not recorded", claim.key[:12], stop)
             return []
 
     def _load_dataset(self, name: str) -> "Data":
@@ -223,8 +267,8 @@ class StageContext:
         return self._watch
 
     def parent(self, key: str) -> Finished:
-        """Return the finished parent stage `key`."""
-        return self._runner.parent(key)
+        """Return the finished parent stage `key`; SQL that is away is waited for."""
+        return self._patiently(lambda: self._runner.parent(key))
 
     def artifact(self, sha256: str) -> bytes:
         """Return stored bytes, verified; a store that is away is waited for."""
@@ -236,7 +280,7 @@ class StageContext:
 
     def checkpoints(self) -> Iterator[bytes]:
         """Yield this stage's sound checkpoints, newest first."""
-        for sha256 in self._runner.checkpoints(self._claim.stage_id):
+        for sha256 in self._patiently(lambda: self._runner.checkpoints(self._claim.stage_id)):
             data = self._patiently(partial(self._runner.checkpoint, sha256))
             self.log(f"checkpoint {sha256[:12]}: " + ("torn, trying the one before" if data is None else "going on"))
             if data is not None:
@@ -247,15 +291,31 @@ class StageContext:
         self._watch.add_line(line)
 
     def _patiently(self, read: Callable[[], T]) -> T:
-        return patiently(read, (StoreAway,), self._watch, "what it needs cannot be read")
+        return patiently(read, (StoreAway, *AWAY), self._watch, "what it needs cannot be read")
 
 
-def _insist(record: Callable[[], T]) -> T:
-    """Return what `record` returns, trying again while the database is away. Its fence makes repeating it safe."""
-    for wait in PUBLISH_WAITS:
-        try:
-            return record()
-        except (DBAPIError, PoolTimeout) as error:
-            log.warning("the database did not take the result, trying again in %s s: %s", wait, error)
-            time.sleep(wait)
-    return record()
+def _cause(error: Exception) -> dict[str, str]:
+    """Return a failure's cause as a stage shows it."""
+    return {
+        "cause": type(error).__name__,
+        "message": str(error) or type(error).__name__,
+        "traceback": traceback.format_exc(limit=30),
+    }
+
+
+def _planned(claim: Claim) -> Stage:
+    """Return the stage's spec.
+
+    Raises:
+        OtherCode: what this code makes of it is not what was planned.
+        DeviceMissing: it is for a device class that this process has not.
+    """
+    try:
+        spec = _stage.validate_python(claim.spec)
+    except ValidationError as error:
+        raise OtherCode(f"this stage was planned by another version of the code: {error.errors()[0]['msg']}") from error
+    if spec.identity() != claim.key:
+        raise OtherCode("this stage was planned by another version of the code; post the job again")
+    if spec.execution.device == "cuda" != device_class():
+        raise DeviceMissing("this stage needs a CUDA device, which this worker has not")
+    return spec

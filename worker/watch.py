@@ -8,6 +8,9 @@ from typing import Any
 from core.errors import Interrupted
 from store.stages import Claim
 
+STILL_SECONDS = 120.0
+"""Work that says nothing of its progress for so long is said to stand still; a crafting may do so for a while."""
+
 
 class Watch:
     """Carries the order to stop in, and progress, log lines and checkpoints out."""
@@ -24,6 +27,8 @@ class Watch:
         self._stop: str | None = None
         self._stopped_at = 0.0
         self._progress: dict[str, Any] | None = None
+        self._seen: dict[str, Any] | None = None
+        self._moved = asked
         self._lines: list[tuple[float, str]] = []
         self._lock = threading.Lock()
 
@@ -59,9 +64,18 @@ class Watch:
             return True
         return False
 
-    def overdue(self, grace: float) -> bool:
-        """Return whether cancelled or lost work has gone on for `grace` seconds."""
-        return self._stop in ("cancel", "lost") and time.monotonic() - self._stopped_at > grace
+    def obeyed(self) -> None:
+        """Note that the work has stopped: what is left is to record it, which may wait as long as the lease lasts."""
+        self._stop = None
+
+    def told(self) -> str | None:
+        """Return why the work was told to stop, None where it was not."""
+        return self._stop
+
+    def overdue(self, grace: float, drain_grace: float) -> bool:
+        """Return whether cancelled or lost work has gone on for `grace` seconds, or drained work for `drain_grace`."""
+        allowed = drain_grace if self._stop == "drain" else grace
+        return self._stop is not None and time.monotonic() - self._stopped_at > allowed
 
     def renewed_at(self, moment: float) -> None:
         """Note on the monotonic clock when the renewal that has just succeeded was asked for."""
@@ -72,8 +86,14 @@ class Watch:
         return time.monotonic() - self._renewed
 
     def latest_progress(self) -> dict[str, Any] | None:
-        """Return the newest progress."""
-        return self._progress
+        """Return the newest progress; where none has come for STILL_SECONDS, with the seconds since."""
+        now = time.monotonic()
+        if self._progress is not self._seen:
+            self._seen, self._moved = self._progress, now
+        still = now - self._moved
+        if still < STILL_SECONDS:
+            return self._progress
+        return {**(self._progress or {"done": 0, "total": 0}), "still_seconds": round(still)}
 
     def add_line(self, line: str) -> None:
         """Add a line to the log."""

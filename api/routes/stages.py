@@ -9,7 +9,7 @@ from api.errors import RESPONSES, NotFound, QueryText
 from api.schemas import LogLine, ModelReply, StageDetail, WorkerReply
 from api.service import ServiceDep
 from core.errors import ArtifactCorrupt
-from store import stages, trained, waiting, workers
+from store import refusals, stages, trained, waiting, workers
 from store.models import Attempt
 
 router = APIRouter(tags=["stages"], responses=RESPONSES)
@@ -99,11 +99,13 @@ def list_workers(service: ServiceDep) -> list[WorkerReply]:
     with service.database.read() as session:
         rows = workers.all_workers(session, service.alive_seconds)
         keys = {worker.stage_id: stages.key_of(session, worker.stage_id) for worker, *_ in rows if worker.stage_id}
+        leaves = refusals.by_worker(session)
     return [
         WorkerReply(
             id=worker.incarnation, host=worker.host, pid=worker.pid, device=worker.device,
             device_name=worker.device_name, queues=worker.queues, versions=worker.versions, alive=alive,
             seconds_since_seen=age, draining=worker.draining, stage=keys.get(worker.stage_id or 0),
+            leaves=leaves.get(worker.incarnation, []),
         )
         for worker, alive, age in rows
     ]  # fmt: skip

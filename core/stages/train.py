@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from core.canonical import digest
 from core.datasets import DATASETS
 from core.defenses import AnyDefense
-from core.errors import ArtifactCorrupt, SpecError
+from core.errors import ArtifactCorrupt, OtherCode
 from core.execution import Execution
 from core.fields import Seed
 from core.networks import AnyNetwork
@@ -58,8 +58,8 @@ class Train(Stage):
         """Return weights and curve, from the newest sound checkpoint where there is one."""
         from core.training import train, weights_to_bytes
 
-        if DATASETS[self.dataset]().sha256 != self.dataset_sha256:
-            raise SpecError(f"dataset {self.dataset} is pinned to other files than when this job was planned")
+        if self.dataset not in DATASETS or DATASETS[self.dataset]().sha256 != self.dataset_sha256:
+            raise OtherCode(f"dataset {self.dataset} is not known here with the files that this job was planned for")
         data = context.dataset(self.dataset)
 
         def attempt(resume: bytes | None) -> Any:

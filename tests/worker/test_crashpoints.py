@@ -5,11 +5,11 @@ import signal
 
 import pytest
 
+from store.crashpoints import crashpoint
 from tests.processes import LEASE, wait_until
 from tests.worker import specs
 from tests.worker.calm import assert_as_calm
 from tests.worker.conftest import EMBEDDED, SERVERS, Service
-from worker.crashpoints import crashpoint
 
 LOST, PUBLISHED = ["lost", "succeeded"], ["succeeded"]
 
@@ -19,8 +19,11 @@ LOST, PUBLISHED = ["lost", "succeeded"], ["succeeded"]
     [
         pytest.param(*stack.values, point, expected, marks=stack.marks)
         for stack, point, expected in (
+            (SERVERS, "before-claim", PUBLISHED),
             (EMBEDDED, "after-claim", LOST),
             (SERVERS, "mid-checkpoint", LOST),
+            (EMBEDDED, "after-fsync", LOST),
+            (SERVERS, "after-rename", LOST),
             (EMBEDDED, "after-artifacts", LOST),
             (SERVERS, "before-result", LOST),
             (SERVERS, "after-result", PUBLISHED),

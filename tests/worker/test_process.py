@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import delete
+import yaml
+from sqlalchemy import delete, select
 from sqlalchemy.exc import OperationalError
 
 from core.errors import Interrupted
 from store import migrate, stages, workers
-from store.database import Database
-from store.models import Worker
+from store.database import Database, db_now
+from store.models import Stage, Worker
 from store.settings import Settings
 from store.stages import Claim
 from tests import factories
@@ -151,31 +152,115 @@ STUCK = """
 import sys, threading, time
 from store.settings import settings
 from worker import process
-process.GRACE_SECONDS = 0.3
+process.GRACE_SECONDS = process.DRAIN_SECONDS = 0.3
 worker = process.WorkerProcess(settings())
 worker._runner.run = lambda claim, watch: time.sleep(60)
+{}
 worker.start()
 worker.work()
 """
+HANGS = "process.LAST_WORDS_SECONDS = 0.3; worker._give_back = lambda watch: time.sleep(60)"
+FAILS_ONCE = """
+enforce = worker._enforce
+def fails_once(*arguments):
+    worker._enforce = enforce
+    raise ValueError("once")
+worker._enforce = fails_once
+"""
+DRAINS = "threading.Timer(3, worker.drain).start()"
+CANNOT_RENEW = "worker._renew = lambda watch: time.sleep(60)"
+
+
+@pytest.fixture
+def stuck(database: Database, settings: Settings, tmp_path: Path) -> Iterator[Any]:
+    """Starts a process whose work hears nothing; the stage runs when it is there."""
+    started: list[Process] = []
+
+    def start(more: str = "", **environment: str) -> tuple[Process, int]:
+        job_id = factories.post(database, factories.trainings())
+        known = {
+            "DATABASE_URL": settings.database_url, "STATE_DIR": str(tmp_path), "HEARTBEAT_SECONDS": "0.2",
+            "PYTHONPATH": str(Path(__file__).parents[2]), **environment,
+        }  # fmt: skip
+        started.append(Process("stuck", [sys.executable, "-c", STUCK.format(more)], tmp_path, known))
+        wait_until("it runs", lambda: set(factories.states(database, job_id).values()) == {"running"}, 60, every=0.01)
+        return started[0], job_id
+
+    yield start
+    for process_ in started:
+        process_.end()
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_stuck_work_ends_with_its_process(database: Database, settings: Settings, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", ["", FAILS_ONCE], ids=["", "an error in the conscience"])
+def test_stuck_work_ends_with_its_process(database: Database, stuck: Any, more: str) -> None:
     """Work that does not hear that it was cancelled: the stage is cancelled and its process ends."""
-    job_id = factories.post(database, factories.trainings())
-    environment = {
-        "DATABASE_URL": settings.database_url, "STATE_DIR": str(tmp_path), "HEARTBEAT_SECONDS": "0.2",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }  # fmt: skip
-    stuck = Process("stuck", [sys.executable, "-c", STUCK], tmp_path, environment)
-    try:
-        wait_until("it runs", lambda: set(factories.states(database, job_id).values()) == {"running"})
-        _cancel(database, job_id)
-        assert stuck.wait(10) == EXIT_STUCK
-    finally:
-        stuck.end()
+    process_, job_id = stuck(more)
+    _cancel(database, job_id)
+    assert process_.wait(10) == EXIT_STUCK
     assert set(factories.states(database, job_id).values()) == {"cancelled"}
     assert factories.job(database, job_id).state == "cancelled"
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_stuck_work_ends_though_sql_hangs(database: Database, stuck: Any) -> None:
+    """The confirmation of a cancellation has a moment, not as long as it likes."""
+    process_, job_id = stuck(HANGS)
+    _cancel(database, job_id)
+    assert process_.wait(10) == EXIT_STUCK
+    assert set(factories.states(database, job_id).values()) == {"running"}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_stuck_work_does_not_outlive_its_lease(database: Database, stuck: Any) -> None:
+    """Where the lease is not renewed, the process has ended before it ends, however long the grace would be."""
+    process_, job_id = stuck(CANNOT_RENEW + "; process.GRACE_SECONDS = 60", LEASE_SECONDS="4", HEARTBEAT_SECONDS="1")
+    assert process_.wait(10) == EXIT_STUCK
+    with database.read() as session:
+        left = session.scalar(select(Stage.lease_expires - db_now()).where(Stage.state == "running"))
+    assert left is not None
+    assert left > 0
+    assert set(factories.states(database, job_id).values()) == {"running"}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_stuck_work_does_not_drain_for_ever(database: Database, stuck: Any) -> None:
+    """As when the main process is gone: the stage goes back unharmed, though its lease could be renewed for ever."""
+    process_, job_id = stuck(DRAINS)
+    assert process_.wait(15) == EXIT_STUCK
+    assert set(factories.states(database, job_id).values()) == {"ready"}
+    row = next(iter(factories.stages_by_title(database).values()))
+    assert (row.losses, row.failures) == (0, 0)
+
+
+def test_promised_times() -> None:
+    """At default settings stuck work is gone 15 s after its cancellation, and before Docker ends a draining worker."""
+    chosen = Settings()
+    told = chosen.heartbeat_seconds + process.POLL_SECONDS
+    assert told + process.GRACE_SECONDS + process.LAST_WORDS_SECONDS < 15
+    worker = yaml.safe_load((Path(__file__).parents[2] / "docker-compose.yml").read_text())["services"]["worker"]
+    grace = float(worker["stop_grace_period"].removesuffix("s"))
+    assert grace > process.DRAIN_SECONDS + process.POLL_SECONDS + process.SAVE_SECONDS
+
+
+def test_identity_is_fresh(settings: Settings, database: Database) -> None:
+    """Two workers of one host and one process id, as after a restart in a container, are two."""
+    first, second = WorkerProcess(settings), WorkerProcess(settings)
+    first.start()
+    second.start()
+    try:
+        with database.read() as session:
+            rows = [row for row, *_ in workers.all_workers(session, 10)]
+        assert len({row.incarnation for row in rows}) == 2
+        assert len({(row.host, row.pid) for row in rows}) == 1
+        factories.post(database, factories.trainings())
+        held = first._claim()
+        assert held is not None
+        second._sure = False  # it asks what it holds: nothing, for it is not its predecessor
+        assert second._claim() is None
+    finally:
+        first.stop()
+        second.stop()
 
 
 def test_registers_once_sql_answers(settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,17 +69,22 @@ def test_only_the_order_that_takes_effect_says_so() -> None:
 
 
 def test_overdue(clock: Clock) -> None:
-    """A drain may take its time; cancelled or lost work may not, counted from that order on."""
+    """A drain may take its time, but not for ever; cancelled or lost work may not, counted from that order on."""
     seen = a_watch(clock.now)
-    assert not seen.overdue(8)
+    clock.now += 1000
+    assert not seen.overdue(8, 90)
     seen.stop("drain")
-    clock.now += 100
-    assert not seen.overdue(8)
+    clock.now += 90
+    assert not seen.overdue(8, 90)
+    clock.now += 0.1
+    assert seen.overdue(8, 90)
     seen.stop("lost")
     clock.now += 8
-    assert not seen.overdue(8)
+    assert not seen.overdue(8, 90)
     clock.now += 0.1
-    assert seen.overdue(8)
+    assert seen.overdue(8, 90)
+    seen.obeyed()
+    assert not seen.overdue(8, 90)
 
 
 def test_renewal_clock(clock: Clock) -> None:
@@ -114,8 +119,19 @@ def test_lines(clock: Clock) -> None:
     assert seen.take_lines() == []
 
 
-def test_progress() -> None:
-    seen = a_watch()
+def test_progress(clock: Clock) -> None:
+    """Where none comes for a while, it says for how long; each report is a sign of life, also of the same number."""
+    seen = a_watch(clock.now)
     assert seen.latest_progress() is None
     seen.progress(3, 10, loss=0.5)
     assert seen.latest_progress() == {"done": 3, "total": 10, "loss": 0.5}
+    clock.now += watch.STILL_SECONDS
+    assert seen.latest_progress() == {"done": 3, "total": 10, "loss": 0.5, "still_seconds": 120}
+    seen.progress(3, 10, loss=0.5)
+    assert seen.latest_progress() == {"done": 3, "total": 10, "loss": 0.5}
+
+
+def test_no_progress_ever(clock: Clock) -> None:
+    seen = a_watch(clock.now)
+    clock.now += watch.STILL_SECONDS + 1
+    assert seen.latest_progress() == {"done": 0, "total": 0, "still_seconds": 121}

@@ -1,0 +1,126 @@
+"""The main process and its children: replaced when they die, rung and waited for without a race, at last given up."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import Processes, children, wait_until
+from tests.worker import specs
+from worker import app
+from worker.__main__ import EXIT_NO_CHILD
+from worker.app import Child, Children
+
+ANSWERS = "import socket; line = socket.socket(fileno=0)\nwhile line.recv(1): line.sendall(b'!')"
+DIES_AT_A_BELL = "import socket; socket.socket(fileno=0).recv(1)"
+BUSY = "import socket, time; line = socket.socket(fileno=0)\nwhile line.recv(1): time.sleep(600)"
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
+    monkeypatch.setattr(app, "PAUSES", (0.05,) * 20)
+    started: list[Child] = []
+
+    def start(*command: str, give_up: Callable[[], None] = lambda: None) -> Child:
+        child = Child(command, give_up=give_up)
+        started.append(child)
+        child.start()
+        return child
+
+    yield start
+    for child in started:
+        child.stop()
+
+
+def line_of(child: Child) -> object:
+    return wait_until("its line", lambda: child._line)
+
+
+def test_a_bell_is_answered_on_the_line_it_was_rung_on(start: Callable[..., Child]) -> None:
+    """Also when the child died meanwhile, and its successor, which heard no bell, has a line of its own."""
+    child = start(sys.executable, "-c", DIES_AT_A_BELL)
+    first = line_of(child)
+    rung = child.ring()
+    assert rung is first
+    wait_until("its successor", lambda: child._line is not first)
+    rung.settimeout(5)
+    assert rung.recv(1) == b""
+
+
+def test_a_child_that_cannot_be_started_is_tried_again(start: Callable[..., Child], tmp_path: Path) -> None:
+    """As for want of memory: the keeper of the child does not end with the error."""
+    program = tmp_path / "program"
+    child = start(str(program))
+    assert child.ring() is None
+    program.write_text(f"#!{sys.executable}\n{ANSWERS}")
+    program.chmod(0o755)
+    line_of(child)
+    rung = child.ring()
+    assert rung is not None
+    rung.settimeout(10)
+    assert rung.recv(1) == b"!"
+
+
+@pytest.mark.parametrize("command", [("/does/not/exist",), (sys.executable, "-c", "exit(3)")])
+def test_it_is_given_up_in_the_end(
+    start: Callable[..., Child], monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+):
+    monkeypatch.setattr(app, "PAUSES", (0.0, 0.01))
+    given_up = threading.Event()
+    start(*command, give_up=given_up.set)
+    assert given_up.wait(20)
+
+
+def test_a_worker_without_children_exits(tmp_path: Path) -> None:
+    """With a status of its own, so that whoever started it sees that it is broken."""
+    run = "import worker.app as app; app.PAUSES = (0.0,); app.children._command = ['/does/not/exist']\n"
+    run += "from worker.__main__ import main; main()"
+    environment = {**os.environ, "STATE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert ended.returncode == EXIT_NO_CHILD
+
+
+def test_returns_when_one_is_idle() -> None:
+    """Work is what a bell waits for, as long as every child has some; it does not wait for the others."""
+    crew = Children([sys.executable, "-c", ANSWERS])
+    crew.start([], 2)
+    try:
+        crew._children[0]._command[-1] = BUSY
+        os.kill(wait_until("a child", lambda: children(os.getpid()))[0], signal.SIGKILL)
+        for child in crew._children:
+            line_of(child)
+        rings = [threading.Thread(target=crew.work, daemon=True) for _ in range(3)]
+        for ring in rings:
+            ring.start()
+            ring.join(20)
+            assert not ring.is_alive()
+    finally:
+        for pid in children(os.getpid()):
+            os.kill(pid, signal.SIGTERM)
+        crew.stop()
+
+
+@pytest.mark.xdist_group("worker-embedded")
+def test_two_slots(tmp_path: Path, sqlite_template: Path) -> None:
+    """Two stages at a time; where one's process is killed, the other goes on, and the first is taken up again."""
+    database = shutil.copy(sqlite_template, tmp_path / "gauntlet.db")
+    with Processes(tmp_path, {"WORKER_SLOTS": "2", "DATABASE_URL": f"sqlite:///{database}"}) as service:
+        service.ensure("api", "keeper", "worker")
+        wait_until("both", lambda: len(service.workers()) == 2)
+        jobs = [service.post(specs.training(150)) for _ in range(2)]
+        keys = [service.stage(job)["key"] for job in jobs]
+        for key in keys:
+            service.running_at(key, done=0)
+        at_work = {worker["stage"]: worker["pid"] for worker in service.workers()}
+        os.kill(at_work[keys[0]], signal.SIGKILL)
+        outcomes = [
+            [attempt["outcome"] for attempt in service.stage(service.succeeded(job, 150))["attempts"]] for job in jobs
+        ]
+        assert outcomes == [["lost", "succeeded"], ["succeeded"]]
+        assert service["worker"].terminate() == 0
