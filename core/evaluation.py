@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from core.compute import configured, unit_images
-from core.monitor import Monitor, Unwatched
+from core.monitor import UNWATCHED, Monitor
 from core.portions import Portion
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from core.attacks.base import Attack
     from core.execution import Execution
-
-_UNWATCHED = Unwatched()
 PORTION = 500
 """Images attacked at once, where memory allows."""
 PREDICTED = 1000
@@ -33,7 +31,7 @@ def craft(
     execution: Execution,
     *,
     smoothing: float = 0.0,
-    monitor: Monitor = _UNWATCHED,
+    monitor: Monitor = UNWATCHED,
     batch: int = PORTION,
     portion: Portion | None = None,
 ) -> Tensor:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from core.compute import configured, unit_images
 from core.defenses.base import Batch
 from core.losses import soft_targets
-from core.monitor import Monitor, Unwatched
+from core.monitor import UNWATCHED, Monitor
 from core.random import uniform
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from core.attacks.base import Attack
     from core.defenses.e2sad import E2SAD
     from core.execution import Execution
-
-_UNWATCHED = Unwatched()
 STILL = 1e-5
 """A pixel that an attack moved by less has not moved: steps forth and back leave rounding errors, not a direction."""
 
@@ -67,7 +65,7 @@ def grid(
     execution: Execution,
     *,
     smoothing: float = 0.0,
-    monitor: Monitor = _UNWATCHED,
+    monitor: Monitor = UNWATCHED,
     batch: int = 500,
 ) -> Grid:
     """Return loss and accuracy over `plane`, and along the two steps of `steps` where they are asked for.

@@ -16,7 +16,7 @@ from core import losses
 from core.errors import GauntletError
 from core.fields import Pixels
 from core.kinds import Kind
-from core.monitor import Monitor, Unwatched
+from core.monitor import UNWATCHED, Monitor
 from core.passes import Passes
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 SLACK = 1e-6
 """How far float32 rounding may carry an example out of its ball or the pixel box."""
-
-
-_UNWATCHED = Unwatched()
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Oracle:
     """Tells apart the attacks on one example: the iteration, in training."""
     known: tuple[Tensor, Tensor] | None = None
     """Images whose gradient someone has already paid for, and that gradient up to a positive factor."""
-    monitor: Monitor = _UNWATCHED
+    monitor: Monitor = UNWATCHED
     """Asked before every step whether to go on."""
 
     def gradient(self, images: Tensor) -> Tensor:
@@ -80,7 +77,7 @@ class Attack(Kind, ABC):
         *,
         smoothing: float = 0.0,
         indices: Tensor | None = None,
-        monitor: Monitor = _UNWATCHED,
+        monitor: Monitor = UNWATCHED,
     ) -> Tensor:
         """Return adversarial images for `images` in [0, 1]; the model's weights, buffers and mode stay as they are.
 
