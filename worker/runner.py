@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from core.datasets import DATASETS
 from core.errors import ArtifactCorrupt, DatasetMissing, Interrupted, SpecError, StoreAway
-from core.provenance import environment
+from core.provenance import made_in
 from core.stages import AnyStage, Stage
 from core.stages.base import Finished
 from store import stages
@@ -110,8 +110,7 @@ class StageRunner:
             raise SpecError("this stage was planned by another version of the code; post the job again")
         outcome = spec.run(StageContext(self, claim, watch))
         watch.add_line(f"done in {time.monotonic() - began:.1f} s: {outcome.payload}")
-        made_in = {**environment(), **outcome.environment, "seconds": outcome.seconds}
-        return Finding(claim.key, claim.fence, outcome, made_in)
+        return Finding(claim.key, claim.fence, outcome, made_in(outcome))
 
     def _stopped(self, claim: Claim, watch: Watch, stop: Interrupted) -> list[Bell]:
         watch.add_line(f"stopped: {stop.reason}")
