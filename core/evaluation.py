@@ -82,12 +82,7 @@ def _in_portions(some: Callable[[int, int], Tensor], total: int, portion: Portio
     """Return the parts that `some(begin, size)` makes, one after the other, in one tensor."""
     import torch
 
-    done: list[Tensor] = []
-    begin = 0
-    while begin < total:
-        done.append(portion.fit(lambda size, begin=begin: some(begin, size), total - begin))
-        begin += len(done[-1])
-    return torch.cat(done)
+    return torch.cat(list(portion.over(total, some)))
 
 
 def correct_bits(predictions: Tensor, labels: Tensor) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from core.errors import OutOfMemory
@@ -58,6 +58,14 @@ class Portion:
             if size == tried:
                 self._halve(size, needed)
             tried = size
+
+    def over(self, total: int, work: Callable[[int, int], T]) -> Iterator[T]:
+        """Yield `work(begin, size)` of one part after the other, until all `total` examples have been in one."""
+        begin = 0
+        while begin < total:
+            size, found = self.fit(lambda size, begin=begin: (size, work(begin, size)), total - begin)
+            begin += size
+            yield found
 
     def _halve(self, size: int, needed: str) -> None:
         if size <= self._least:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from core import losses
@@ -20,6 +21,7 @@ from core.monitor import UNWATCHED, Monitor
 from core.passes import Passes
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 SLACK = 1e-6
@@ -192,9 +194,12 @@ def _words(name: str, value: Any) -> str:
 
 
 def _climbed(labels: Tensor, smoothing: float) -> Callable[[Tensor], Tensor]:
+    @cache
+    def targets(classes: int, dtype: torch.dtype) -> Tensor:
+        return losses.soft_targets(labels, classes, smoothing, dtype)
+
     def loss(logits: Tensor) -> Tensor:
-        targets = losses.soft_targets(labels, logits.shape[1], smoothing, logits.dtype)
-        return losses.cross_entropy(logits, targets)
+        return losses.cross_entropy(logits, targets(logits.shape[1], logits.dtype))
 
     return loss
 
