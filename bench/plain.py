@@ -90,22 +90,37 @@ def e2sad_loss(model: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
     return 0.6 * clean + 0.4 * cross_entropy(first, targets) + 0.1 * dissimilarity
 
 
+class Loop:
+    """A training under way, epoch after shuffled epoch."""
+
+    def __init__(self, loss: Step, images: Tensor, targets: Tensor, device: str, batch_size: int = 256):
+        self.model = network().to(device).train()
+        self._loss, self._images, self._targets, self._batch_size = loss, images, targets, batch_size
+        self._device = device
+        self._optimiser = torch.optim.Adam(self.model.parameters(), lr=1e-3)
+        self._waiting: list[Tensor] = []
+
+    def advance(self) -> None:
+        """Train on one further batch."""
+        if not self._waiting:
+            order = torch.randperm(len(self._images), device=self._images.device)
+            whole = len(order) // self._batch_size * self._batch_size
+            self._waiting = list(order[:whole].split(self._batch_size))
+        batch = self._waiting.pop()
+        images, targets = self._images[batch].to(self._device).float() / 255, self._targets[batch].to(self._device)
+        self._optimiser.zero_grad()
+        self._loss(self.model, images, targets).backward()
+        self._optimiser.step()
+
+
 def train(
     loss: Step, images: Tensor, targets: Tensor, iterations: int, device: str, batch_size: int = 256
 ) -> nn.Module:  # fmt: skip
-    """Return the network after that many iterations, epoch after shuffled epoch."""
-    model = network().to(device).train()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
-    waiting: list[Tensor] = []
+    """Return the network after that many iterations."""
+    loop = Loop(loss, images, targets, device, batch_size)
     for _ in range(iterations):
-        if not waiting:
-            order = torch.randperm(len(images), device=images.device)
-            waiting = list(order[: len(order) // batch_size * batch_size].split(batch_size))
-        batch = waiting.pop()
-        optimiser.zero_grad()
-        loss(model, images[batch].to(device).float() / 255, targets[batch].to(device)).backward()
-        optimiser.step()
-    return model
+        loop.advance()
+    return loop.model
 
 
 def foolbox_ifgsm(model: nn.Module, images: Tensor, labels: Tensor, steps: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where the time of an e2SAD iteration goes: torch.profiler over a real training, summed by what the kernels do."""
+"""Where the time of an e2SAD iteration goes: torch.profiler over iterations alone, summed by what the kernels do."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from core.compute import configured
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
 from core.execution import Execution
 from core.networks import NETWORKS
-from core.training import Training, train
+from core.training import Loop, Training
 
 GROUPS = {
     "convolution": ("conv", "mkldnn_conv", "cudnn", "implicit_gemm", "fprop", "dgrad", "wgrad"),
@@ -40,20 +41,19 @@ ITERATIONS = 20
 def measured(execution: Execution) -> tuple[dict[str, float], str]:
     """Return the share of self time per group, and the profiler's table of the twenty most expensive operators."""
     data = DATASETS["mnist-mini"]().load(Path())
-    schedule = Training(iterations=ITERATIONS)
-
-    def once() -> None:
-        train(
-            DEFENSES["e2sad"](), NETWORKS["mnist_cnn"](), schedule, execution, recipe="profile", seed=0,
-            images=data.train_images, labels=data.train_labels,
-        )  # fmt: skip
-
-    once()
     on_cuda = execution.device == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as found:
-        once()
-        if on_cuda:
-            torch.cuda.synchronize()
+    with configured(execution):
+        loop = Loop(
+            defense=DEFENSES["e2sad"](), network=NETWORKS["mnist_cnn"](), training=Training(iterations=2 * ITERATIONS),
+            execution=execution, recipe="profile", seed=0, images=data.train_images, labels=data.train_labels,
+        )  # fmt: skip
+        for _ in range(ITERATIONS):
+            loop.advance()
+        with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as found:
+            for _ in range(ITERATIONS):
+                loop.advance()
+            if on_cuda:
+                torch.cuda.synchronize()
     events: Any = found.key_averages()
     which = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     spent = {event.key: float(getattr(event, which)) for event in events}

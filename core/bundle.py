@@ -8,7 +8,7 @@ that every count in the file can be counted again by whoever reads it.
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -144,13 +144,22 @@ class Bundle:
         return plan
 
 
-def write(path: Path, manifest: Manifest, artifact: Callable[[str], bytes], leave_out: Sequence[str] = LARGE) -> int:
-    """Return the number of artifacts written to `path` beside the manifest; equal contents give equal bytes."""
+def write(
+    path: Path,
+    manifest: Manifest,
+    artifact: Callable[[str], bytes],
+    leave_out: Sequence[str] = LARGE,
+    absent: Collection[str] = (),
+) -> int:
+    """Return the number of artifacts written to `path` beside the manifest; equal contents give equal bytes.
+
+    Artifacts named in `leave_out` stay behind, and those whose sha256 is in `absent`.
+    """
     wanted = {
         file.sha256
         for stage in manifest.stages.values()
         for name, file in stage.artifacts.items()
-        if name not in leave_out
+        if name not in leave_out and file.sha256 not in absent
     }
     partial = path.with_name(path.name + ".partial")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as zipped:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from core.portions import Portion
 
     Iterate = Callable[[Tensor, "int | Tensor"], dict[str, Tensor]]
 
@@ -19,46 +24,70 @@ class Captured:
     """An iteration that is captured after its first `EAGER` calls and replayed from then on.
 
     Every call is one iteration of the training, the eager ones too. What comes back is overwritten by the next call.
+    The iteration is handed over at each call and not kept: a graph in a reference cycle would live until some garbage
+    collection, and be destroyed wherever that happens to run. Where the recording runs out of memory it begins again
+    with what `portion` then allows.
     """
 
-    def __init__(self, iterate: Iterate, batch_size: int):
+    def __init__(self, batch_size: int, portion: Portion):
         import torch
 
-        self._iterate = iterate
         self._indices = torch.zeros(batch_size, dtype=torch.int64, device="cuda")
         self._iteration = torch.zeros((), dtype=torch.int64, device="cuda")
-        self._stream = torch.cuda.Stream()
+        self._portion = portion
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._losses: dict[str, Tensor] = {}
 
-    def __call__(self, indices: Tensor, iteration: int | Tensor) -> dict[str, Tensor]:
+    def __call__(self, iterate: Iterate, indices: Tensor, iteration: int) -> dict[str, Tensor]:
         """Return the losses of the iteration on the images at `indices`, without waiting for the device."""
         self._indices.copy_(indices)
         self._iteration.fill_(iteration)
         self._calls += 1
         if self._calls <= EAGER:
-            return self._beside()
-        graph = self._graph = self._graph or self._recorded()
-        graph.replay()
+            return self._beside(iterate)
+        if self._graph is None:
+            self._graph = self._portion.fit(lambda _: self._recorded(iterate), len(indices))
+        self._graph.replay()
         return self._losses
 
-    def _beside(self) -> dict[str, Tensor]:
+    def _beside(self, iterate: Iterate) -> dict[str, Tensor]:
         """Run eagerly on the stream of the capture, as CUDA graphs want their warm-up."""
         import torch
 
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            losses = self._iterate(self._indices, self._iteration)
-        current.wait_stream(self._stream)
+        stream, current = _stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            losses = iterate(self._indices, self._iteration)
+        current.wait_stream(stream)
         return losses
 
-    def _recorded(self) -> torch.cuda.CUDAGraph:
+    def _recorded(self, iterate: Iterate) -> torch.cuda.CUDAGraph:
         """Return the graph of the iteration; recording it runs nothing."""
         import torch
 
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream):
-            self._losses = self._iterate(self._indices, self._iteration)
+        with uncollected(), torch.cuda.graph(graph, stream=_stream()):
+            self._losses = iterate(self._indices, self._iteration)
         return graph
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Collect garbage now and none inside: to free what is on the device is not permitted while a graph is recorded."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@cache
+def _stream() -> torch.cuda.Stream:
+    """Return the stream of all captures; for every further one cuBLAS would keep a workspace until the process ends."""
+    import torch
+
+    return torch.cuda.Stream()

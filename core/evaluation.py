@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from core.compute import configured, unit_images
-from core.monitor import Monitor, Unwatched
+from core.monitor import UNWATCHED, Monitor
 from core.portions import Portion
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from core.attacks.base import Attack
     from core.execution import Execution
 
-_UNWATCHED = Unwatched()
 PORTION = {"cpu": 500, "cuda": 5000}
 """Images attacked or looked at once, by device class, where memory allows."""
 
@@ -31,7 +30,7 @@ def craft(
     execution: Execution,
     *,
     smoothing: float = 0.0,
-    monitor: Monitor = _UNWATCHED,
+    monitor: Monitor = UNWATCHED,
     portion: Portion | None = None,
 ) -> Tensor:
     """Return float32 adversarial images on the CPU for `images`, whole numbers or floats in [0, 1].
@@ -79,12 +78,7 @@ def _in_portions(some: Callable[[int, int], Tensor], total: int, portion: Portio
     """Return the parts that `some(begin, size)` makes, one after the other, in one tensor."""
     import torch
 
-    done: list[Tensor] = []
-    begin = 0
-    while begin < total:
-        done.append(portion.fit(lambda size, begin=begin: some(begin, size), total - begin))
-        begin += len(done[-1])
-    return torch.cat(done)
+    return torch.cat(list(portion.over(total, some)))
 
 
 def correct_bits(predictions: Tensor, labels: Tensor) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from core.errors import OutOfMemory
@@ -15,12 +16,13 @@ def _unheard(line: str) -> None:
 
 
 class Portion:
-    """A number of examples that is halved as often as memory runs out; `tell` hears of each time."""
+    """A number of examples that is halved as often as memory runs out, down to `least`; `tell` hears of each time."""
 
-    def __init__(self, size: int, tell: Callable[[str], None] = _unheard):
+    def __init__(self, size: int, tell: Callable[[str], None] = _unheard, least: int = 1):
         self.size = size
         self._asked = size
         self._tell = tell
+        self._least = least
 
     @property
     def lowered(self) -> int | None:
@@ -29,26 +31,61 @@ class Portion:
 
     def lower_to(self, size: int) -> None:
         """Take at most so many from now on, as an earlier attempt had to."""
-        self.size = min(self.size, size)
+        self.size = min(self.size, max(size, self._least))
 
     def fit(self, work: Callable[[int], T], left: int) -> T:
-        """Return `work(size)` of `left` examples at most, done again with half as many as often as memory runs out.
+        """Return `work(size)` of `left` examples at most; where memory runs out twice, done again with half as many.
+
+        The second time is after everything that nobody needs has been given back. Inside the recording of a CUDA
+        graph nothing is done again: whoever records has to begin anew.
 
         Raises:
-            OutOfMemory: it has too little for a single example; says how much was asked for.
+            OutOfMemory: it has too little for a single example, or for `least`; says how much was asked for.
         """
         import torch
 
+        tried = 0
         while True:
             size = min(self.size, left)
             try:
                 return work(size)
             except torch.OutOfMemoryError as error:
+                if capturing():
+                    raise
                 needed = str(error).strip() or type(error).__name__
             # outside the handler: the exception's frames hold the tensors that have to go
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if size <= 1:
-                raise OutOfMemory(f"the device has too little memory for one example at a time: {needed}")
-            self.size = (size + 1) // 2
-            self._tell(f"out of memory with {size} examples at once, going on with {self.size}: {needed}")
+            _give_back()
+            if size == tried:
+                self._halve(size, needed)
+            tried = size
+
+    def over(self, total: int, work: Callable[[int, int], T]) -> Iterator[T]:
+        """Yield `work(begin, size)` of one part after the other, until all `total` examples have been in one."""
+        begin = 0
+        while begin < total:
+            size, found = self.fit(lambda size, begin=begin: (size, work(begin, size)), total - begin)
+            begin += size
+            yield found
+
+    def _halve(self, size: int, needed: str) -> None:
+        if size <= self._least:
+            whole = "one example at a time" if size == 1 else f"the {size} examples that have to go together"
+            raise OutOfMemory(f"the device has too little memory for {whole}: {needed}")
+        self.size = max((size + 1) // 2, self._least)
+        self._tell(f"out of memory with {size} examples at once, going on with {self.size}: {needed}")
+
+
+def capturing() -> bool:
+    """Return whether what is launched now is recorded into a CUDA graph."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _give_back() -> None:
+    """Free tensors in dead reference cycles, then the memory that torch holds in reserve."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

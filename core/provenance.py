@@ -5,7 +5,12 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from core.errors import SpecError
+
+if TYPE_CHECKING:
+    from core.stages.base import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,6 +28,11 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "device": device_name(),
     }
+
+
+def made_in(outcome: "Outcome") -> dict[str, Any]:
+    """Return what is recorded of how a stage was computed: this process, and what the stage says of itself."""
+    return {**environment(), **outcome.environment, "seconds": outcome.seconds}
 
 
 def _installed() -> str:
@@ -54,6 +64,19 @@ def device_class() -> Literal["cpu", "cuda"]:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_device(device: str) -> None:
+    """Return where this process can compute on that device class.
+
+    Raises:
+        SpecError: it cannot.
+    """
+    if device == "cuda" and device_class() != "cuda":
+        raise SpecError(
+            "device: torch finds no CUDA device here; take cpu or auto, or a machine with a driver and a CUDA build "
+            "of torch"
+        )
 
 
 @cache

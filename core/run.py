@@ -15,6 +15,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -30,13 +31,15 @@ from core.errors import ArtifactCorrupt, GauntletError, Interrupted, SpecError
 from core.execution import Execution
 from core.jobs import AnyJob, BenchmarkJob, Job
 from core.plan import Plan, PlannedStage, plan, resolved
-from core.provenance import device_class, environment
+from core.provenance import device_class, environment, made_in, require_device
 from core.stages import AnyStage, Stage
 from core.stages.base import Finished
 from core.stages.train import Train
 from core.suites import expand_suite
 
 CHECKPOINT_SECONDS = 60.0
+FAILED = 1
+"""Exit status of a run that cannot begin, or some of whose stages failed; they are tried again when it is started."""
 CUT_SHORT = 75
 """Exit status of a run that stopped before its end and goes on when it is started again."""
 _job: TypeAdapter[Job] = TypeAdapter(AnyJob)
@@ -215,27 +218,48 @@ def ordered(planned: Plan) -> list[PlannedStage]:
     return order
 
 
-def run(stages: list[PlannedStage], folder: Folder, budget: Budget, data_dir: Path) -> bool:
-    """Return whether all stages have finished; False where the budget ended first.
+def run(stages: list[PlannedStage], folder: Folder, budget: Budget, data_dir: Path) -> int:
+    """Return 0 when all stages have finished, 75 when the budget ended first, 1 where some failed.
 
-    Raises:
-        ArtifactCorrupt: a stage whose bytes an earlier file had left behind gives other bytes when it is run again.
+    A stage that fails is printed, and takes with it those that need it, no other.
     """
     by_key = {stage.key: stage for stage in stages}
+    failed: set[str] = set()
     for number, planned in enumerate(stages, 1):
         if folder.entry(planned.key) is not None:
             continue
-        for wanted in [*_left_behind(planned, by_key, folder), planned]:
-            try:
-                budget.check()
-                entry = _compute(wanted, folder, Running(folder, budget, wanted, data_dir))
-            except Interrupted:
-                print(f"[{number}/{len(stages)}] stopped at: {wanted.title}", flush=True)
-                return False
-            _require_same(wanted, folder.entry(wanted.key), entry)
-            folder.finish(wanted.key, entry)
-            print(f"[{number}/{len(stages)}] {wanted.title}: {_said(entry)}", flush=True)
-    return True
+        place, wanted = f"[{number}/{len(stages)}]", planned
+        if failed.intersection(planned.spec.parents()):
+            failed.add(planned.key)
+            print(f"{place} {planned.title}: left out, for a stage it needs failed", flush=True)
+            continue
+        try:
+            for wanted in [*_left_behind(planned, by_key, folder), planned]:
+                entry = _finished(wanted, folder, budget, data_dir)
+                print(f"{place} {wanted.title}: {_said(entry)}", flush=True)
+        except Interrupted:
+            print(f"{place} stopped at: {wanted.title}", flush=True)
+            return CUT_SHORT
+        except Exception as error:  # torch's errors of a device are plain RuntimeErrors
+            failed |= {wanted.key, planned.key}
+            print(f"{place} {wanted.title}: FAILED: {type(error).__name__}: {error}", flush=True)
+            if not isinstance(error, GauntletError):
+                traceback.print_exc()
+    return FAILED if failed else 0
+
+
+def _finished(planned: PlannedStage, folder: Folder, budget: Budget, data_dir: Path) -> StageEntry:
+    """Return what the stage found, kept in the folder.
+
+    Raises:
+        ArtifactCorrupt: bytes that an earlier file had left behind are others when the stage is run again.
+        Interrupted: the budget has ended.
+    """
+    budget.check()
+    entry = _compute(planned, folder, Running(folder, budget, planned, data_dir))
+    _require_same(planned, folder.entry(planned.key), entry)
+    folder.finish(planned.key, entry)
+    return entry
 
 
 def _left_behind(planned: PlannedStage, by_key: dict[str, PlannedStage], folder: Folder) -> list[PlannedStage]:
@@ -264,7 +288,7 @@ def _compute(planned: PlannedStage, folder: Folder, running: Running) -> StageEn
     }
     return StageEntry(
         title=planned.title[:300], spec=planned.spec.model_dump(mode="json"), payload=outcome.payload,
-        environment={**environment(), "seconds": outcome.seconds}, artifacts=files,
+        environment=made_in(outcome), artifacts=files,
         device_seconds=held if outcome.seconds is None else outcome.seconds,
     )  # fmt: skip
 
@@ -298,10 +322,11 @@ def table(planned: Plan, found: dict[str, StageEntry]) -> str:
     """Return the white-box cells and the transfers that have finished, in per cent, one column per model."""
     labels = list(dict.fromkeys(model.label for model in planned.targets))
     names = {model.key: model.label for model in [*planned.substitutes, *planned.targets]}
+    targets = {model.key for model in planned.targets}
     cells: dict[str, dict[str, list[float]]] = {}
     for stage in planned.ordered:
         seen, entry = stage.evaluation, found.get(stage.key)
-        if seen is None or entry is None or names[seen.target] not in labels:
+        if seen is None or entry is None or seen.target not in targets:
             continue
         row = seen.attack.label() + ("" if seen.whitebox else f" from {names[str(seen.substitute)]}")
         share = 100 * entry.payload["n_correct"] / entry.payload["n"]
@@ -318,7 +343,7 @@ def _mean(shares: list[float] | None) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Return 0 when all stages have finished, 75 when the budget ended first, 1 where the suite cannot run."""
+    """Return 0 when all stages have finished, 75 when the budget ended first, 1 where some failed or none can run."""
     options = _parser().parse_args(argv)
     began = time.monotonic()
     budget = Budget(began + options.budget_seconds)
@@ -331,16 +356,27 @@ def main(argv: list[str] | None = None) -> int:
         folder = Folder(options.folder or options.out.with_name(options.out.name + ".folder"))
         for earlier in options.resume:
             folder.take(earlier)
-        stages = ordered(planned)
-        done = run(stages, folder, budget, options.data_dir)
-        contents = manifest(asked, options.suite, planned, folder, _origin(options, argv))
     except (GauntletError, ValidationError) as error:
         print(f"core.run: {error}", file=sys.stderr)
-        return 1
-    write(options.out, contents, folder.artifact, [name for name in LARGE if not getattr(options, name)])
-    print(f"\n{table(planned, contents.stages)}\n")
-    print(f"{len(contents.stages)} of {len(stages)} stages, {time.monotonic() - began:.0f} s, in {options.out}")
-    return 0 if done else CUT_SHORT
+        return FAILED
+    stages = ordered(planned)
+    try:
+        return run(stages, folder, budget, options.data_dir)
+    finally:
+        contents = manifest(asked, options.suite, planned, folder, _origin(options, argv))
+        _write(options, contents, folder)
+        print(f"\n{table(planned, contents.stages)}\n")
+        print(f"{len(contents.stages)} of {len(stages)} stages, {time.monotonic() - began:.0f} s, in {options.out}")
+
+
+def _write(options: argparse.Namespace, contents: Manifest, folder: Folder) -> None:
+    """Write the file of results, without large artifacts that nobody asked for or an earlier file had left behind."""
+    asked_for = {name for name in LARGE if getattr(options, name)}
+    files = [entry.artifacts[name] for entry in contents.stages.values() for name in asked_for & entry.artifacts.keys()]
+    absent = {file.sha256 for file in files if not folder.holds(file.sha256)}
+    write(options.out, contents, folder.artifact, [name for name in LARGE if name not in asked_for], absent)
+    if absent:
+        print(f"left out: {len(absent)} {' and '.join(sorted(asked_for))}, which the resumed file had left behind")
 
 
 def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob, Plan]:
@@ -349,6 +385,7 @@ def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob, Plan]:
     if not isinstance(asked, BenchmarkJob):
         raise SpecError(f"the suite {options.suite} is no benchmark")
     device = device_class() if options.device == "auto" else options.device
+    require_device(device)
     nobody: Any = None  # a benchmark names no trained models
     return asked, plan(asked, Execution.on(device, options.threads), nobody)
 

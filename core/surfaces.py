@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from core.compute import configured, unit_images
 from core.defenses.base import Batch
 from core.losses import soft_targets
-from core.monitor import Monitor, Unwatched
+from core.monitor import UNWATCHED, Monitor
+from core.portions import Portion
 from core.random import uniform
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from core.attacks.base import Attack
     from core.defenses.e2sad import E2SAD
     from core.execution import Execution
-
-_UNWATCHED = Unwatched()
+PORTION = 500
+"""Images looked at together, where memory allows."""
 STILL = 1e-5
 """A pixel that an attack moved by less has not moved: steps forth and back leave rounding errors, not a direction."""
 
@@ -67,12 +68,16 @@ def grid(
     execution: Execution,
     *,
     smoothing: float = 0.0,
-    monitor: Monitor = _UNWATCHED,
-    batch: int = 500,
+    monitor: Monitor = UNWATCHED,
+    batch: int = PORTION,
+    portion: Portion | None = None,
 ) -> Grid:
     """Return loss and accuracy over `plane`, and along the two steps of `steps` where they are asked for.
 
+    `portion` takes the place of `batch` for a caller who wants to know what memory allowed.
+
     Raises:
+        OutOfMemory: the device cannot hold the passes of a single image.
         Interrupted: the monitor said so, between two points of the plane.
     """
     import torch
@@ -80,24 +85,30 @@ def grid(
     side = len(plane.ticks)
     points = torch.zeros(2, side, side, dtype=torch.float64, device=execution.device)
     path = torch.zeros(3, 4, dtype=torch.float64, device=execution.device)
+
+    def sums(begin: int, size: int) -> tuple[Tensor, Tensor | None]:
+        end = begin + size
+        indices = torch.arange(begin, end, device=execution.device)
+        clean, truth = unit_images(images[begin:end], execution), labels[begin:end].to(execution.device)
+        adversarial = plane.direction(
+            model, clean, truth, smoothing=smoothing, indices=indices, monitor=monitor
+        )  # fmt: skip
+        first = signs(adversarial - clean)
+        ends = two_steps(steps, model, clean, truth, indices) if steps is not None else None
+        second = (
+            beside(first, ends[1] - clean)
+            if plane.through_second and ends is not None
+            else random_across(first, plane.seed, indices)
+        )
+        found = _over(plane, model, clean, truth, first, second, monitor)
+        visited = None if ends is None else _along(model, clean, truth, (clean, *ends), first, second)
+        monitor.progress(end, len(images))
+        return found, visited
+
     with configured(execution):
-        for indices in torch.arange(len(images), device=execution.device).split(batch):
-            begin, end = int(indices[0]), int(indices[0]) + len(indices)
-            clean, truth = unit_images(images[begin:end], execution), labels[begin:end].to(execution.device)
-            adversarial = plane.direction(
-                model, clean, truth, smoothing=smoothing, indices=indices, monitor=monitor
-            )  # fmt: skip
-            first = signs(adversarial - clean)
-            ends = two_steps(steps, model, clean, truth, indices) if steps is not None else None
-            second = (
-                beside(first, ends[1] - clean)
-                if plane.through_second and ends is not None
-                else random_across(first, plane.seed, indices)
-            )
-            points += _over(plane, model, clean, truth, first, second, monitor)
-            if ends is not None:
-                path += _along(model, clean, truth, (clean, *ends), first, second)
-            monitor.progress(end, len(images))
+        for found, visited in (portion or Portion(batch)).over(len(images), sums):
+            points += found
+            path += 0 if visited is None else visited
     loss, accuracy = (points / len(images)).tolist()
     names = ("t1", "t2", "loss", "accuracy")
     visited = (path / len(images)).tolist() if steps is not None else []

@@ -18,11 +18,11 @@ from core.canonical import derive_seed
 from core.capture import Captured
 from core.compute import configured, in_bfloat16, number_format, placed, unit_images
 from core.defenses.base import Batch, Gradients, add_scaled
-from core.errors import ArtifactCorrupt, Diverged, Interrupted
+from core.errors import ArtifactCorrupt, Diverged, Interrupted, SpecError
 from core.fields import Count, Number
 from core.kinds import Spec
 from core.losses import soft_targets
-from core.monitor import Monitor, Unwatched
+from core.monitor import UNWATCHED, Monitor
 from core.portions import Portion
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from core.networks.base import Network
 
 CURVE_POINTS = 200
-"""Losses are read from the device about this often in a training: reading waits for the device."""
-
-_UNWATCHED = Unwatched()
+"""Losses and accuracy are read about this often in a training: reading waits for the device."""
+CLOSEST = 25
+"""Iterations between two readings, at least: each costs a forward pass, so 1 % of natural training, less of others."""
 
 
 class Training(Spec):
@@ -69,7 +69,7 @@ class Training(Spec):
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training leaves: weights on the CPU, losses and accuracy of about `CURVE_POINTS` iterations, its time."""
+    """What a training leaves: weights on the CPU, losses and accuracy of some iterations, its time."""
 
     weights: dict[str, Tensor]
     curve: list[dict[str, float]]
@@ -90,7 +90,7 @@ def train(
     images: Tensor,
     labels: Tensor,
     resume: bytes | None = None,
-    monitor: Monitor = _UNWATCHED,
+    monitor: Monitor = UNWATCHED,
     micro_batch: int | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Trained:
@@ -100,16 +100,18 @@ def train(
     that of the undisturbed run, bit for bit.
 
     `micro_batch` bounds the examples that go through the network at once; the gradients of a batch's parts add up to
-    its own, but for rounding. Where memory runs out it is halved, and `tell` hears of it.
+    its own, but for rounding. Where memory runs out it is halved, and `tell` hears of it. A defense that is not
+    `additive` trains on whole batches or not at all.
 
     Raises:
+        SpecError: `micro_batch` is given for a defense that is not additive.
         Diverged: a loss or a weight is NaN or infinite.
-        OutOfMemory: the device cannot hold the passes of a single example.
+        OutOfMemory: the device cannot hold the passes of a single example; of a batch, where it cannot be parted.
         ArtifactCorrupt: `resume` is damaged or belongs to another training.
         Interrupted: the monitor said so; where the reason is "drain" a checkpoint has been saved.
     """
     with configured(execution, tf32=training.precision == "tf32"):
-        run = _Run(
+        loop = Loop(
             defense=defense,
             network=network,
             training=training,
@@ -119,13 +121,13 @@ def train(
             images=images,
             labels=labels,
             monitor=monitor,
-            portion=Portion(training.batch_size, tell),
+            tell=tell,
         )
         if micro_batch is not None:
-            run.portion.lower_to(micro_batch)
+            loop.lower_to(micro_batch)
         if resume is not None:
-            run.restore(resume)
-        return run.to_the_end()
+            loop.restore(resume)
+        return loop.to_the_end()
 
 
 def load_model(network: Network, weights: Mapping[str, Tensor], execution: Execution) -> nn.Module:
@@ -197,12 +199,19 @@ class Order:
 
         if epoch not in self._epochs:
             generator = torch.Generator().manual_seed(derive_seed(self.recipe, self.seed, "order", epoch))
-            self._epochs = {epoch: torch.randperm(self.examples, generator=generator).to(self.device)}
+            order = torch.randperm(self.examples, generator=generator)
+            # pinned, so that the copy does not wait for what the device has yet to do
+            order = order.pin_memory() if self.device == "cuda" else order
+            self._epochs = {epoch: order.to(self.device, non_blocking=True)}
         return self._epochs[epoch]
 
 
-class _Run:
-    """A training under way: everything that changes from one iteration to the next."""
+class Loop:
+    """A training under way: everything that changes from one iteration to the next.
+
+    To be used as its execution is `configured`. Nothing in it refers back to it, so that it is gone, and with it what
+    it holds on the device, as soon as nobody refers to it.
+    """
 
     def __init__(
         self,
@@ -215,10 +224,12 @@ class _Run:
         seed: int,
         images: Tensor,
         labels: Tensor,
-        monitor: Monitor,
-        portion: Portion,
+        monitor: Monitor = UNWATCHED,
+        tell: Callable[[str], None] = lambda line: None,
     ):
-        self.portion = portion
+        size = training.batch_size
+        self.portion = Portion(size, tell, least=1 if defense.additive else size)
+        self.looked_at = Portion(size)
         self.defense, self.training, self.execution, self.monitor = defense, training, execution, monitor
         self.identity = {"recipe": recipe, "seed": seed, "execution": execution.model_dump()}
         self.images, self.labels = images.to(execution.device), labels.to(execution.device)
@@ -229,7 +240,7 @@ class _Run:
         self.called = in_bfloat16(self.model) if training.precision == "bf16" else self.model
         self.params = list(self.model.parameters())
         self.optimiser = _optimiser(training, self.params)
-        self.iterate = Captured(self._iterate, training.batch_size) if execution.captured else self._iterate
+        self.captured = Captured(size, self.portion) if execution.captured else None
         self.curve: list[dict[str, float]] = []
         self.iteration = 0
         """Number of finished iterations."""
@@ -237,11 +248,11 @@ class _Run:
         """On the monitor's clock, as if all attempts had followed one another."""
 
     def to_the_end(self) -> Trained:
+        """Return the finished training; what may stop it is said at `train`."""
         try:
             while self.iteration < self.training.iterations:
                 self.monitor.check()
-                losses = self._step()
-                self._record(losses)
+                self._record(self.advance())
                 if self.monitor.wants_checkpoint():
                     self.monitor.save_checkpoint(self.checkpoint())
         except Interrupted as interruption:
@@ -254,10 +265,25 @@ class _Run:
                 raise Diverged(f"training diverged: the weight {name} is not finite after the last iteration")
         return Trained(weights, self.curve, self.monitor.clock() - self.began, self.portion.lowered)
 
-    def _step(self) -> dict[str, Tensor]:
-        losses = self.iterate(self.order(self.iteration), self.iteration)
+    def advance(self) -> dict[str, Tensor]:
+        """Return the losses of one further iteration; on CUDA nothing here waits for the device."""
+        indices = self.order(self.iteration)
+        if self.captured is None:
+            losses = self._iterate(indices, self.iteration)
+        else:
+            losses = self.captured(self._iterate, indices, self.iteration)
         self.iteration += 1
         return losses
+
+    def lower_to(self, micro_batch: int) -> None:
+        """Let no more examples through the network at once.
+
+        Raises:
+            SpecError: the defense needs the whole batch.
+        """
+        if not self.defense.additive:
+            raise SpecError(f"micro_batch: {self.defense.label()} does not add up over parts of a batch; leave it out")
+        self.portion.lower_to(micro_batch)
 
     def _iterate(self, indices: Tensor, iteration: int | Tensor) -> dict[str, Tensor]:
         """Train on one batch and return its losses; all of it is work for the device that nothing here waits for."""
@@ -297,7 +323,7 @@ class _Run:
 
     def _record(self, losses: dict[str, Tensor]) -> None:
         total = self.training.iterations
-        if self.iteration % max(1, total // CURVE_POINTS) != 0 and self.iteration != total:
+        if self.iteration % max(CLOSEST, total // CURVE_POINTS) != 0 and self.iteration not in {1, total}:
             self.monitor.progress(self.iteration, total)
             return
         figures = {name: loss.item() for name, loss in losses.items()}
@@ -320,8 +346,9 @@ class _Run:
             parts = indices.split(size)
             return torch.cat([self.model(unit_images(self.images[part], self.execution)).argmax(1) for part in parts])
 
+        self.looked_at.lower_to(self.portion.size)
         with torch.no_grad():
-            found = self.portion.fit(predicted, len(indices))
+            found = self.looked_at.fit(predicted, len(indices))
         return (found == self.labels[indices]).double().mean().item()
 
     def checkpoint(self) -> bytes:

@@ -145,10 +145,10 @@ class FolderStore(ArtifactStore):
             fcntl.flock(lock, how)
             yield
 
-    def put(self, data: bytes) -> str:
+    def put(self, data: bytes, what: str = "artifact") -> str:
         """Return the sha256 under which `data` is now stored, as no removal has seen it."""
         with self._locked(fcntl.LOCK_SH):
-            return super().put(data)
+            return super().put(data, what)
 
     def _renewed(self, sha256: str) -> bool:
         if not self._sound(sha256):

@@ -23,7 +23,7 @@ from core.errors import (
     StoreAway,
     WorkerUnfit,
 )
-from core.provenance import environment
+from core.provenance import made_in
 from core.stages import AnyStage, Stage
 from core.stages.base import Finished
 from store import lost, refusals, stages
@@ -133,8 +133,7 @@ class StageRunner:
         spec = _planned(claim)
         outcome = spec.run(StageContext(self, claim, watch))
         watch.add_line(f"done in {time.monotonic() - began:.1f} s: {outcome.payload}")
-        made_in = {**environment(), **outcome.environment, "seconds": outcome.seconds}
-        return Finding(claim.key, claim.fence, outcome, made_in)
+        return Finding(claim.key, claim.fence, outcome, made_in(outcome))
 
     def _stopped(self, claim: Claim, watch: Watch, stop: Interrupted) -> list[Bell]:
         watch.add_line(f"stopped: {stop.reason}")

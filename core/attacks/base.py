@@ -10,23 +10,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from core import losses
 from core.errors import GauntletError
 from core.fields import Pixels
 from core.kinds import Kind
-from core.monitor import Monitor, Unwatched
+from core.monitor import UNWATCHED, Monitor
 from core.passes import Passes
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 SLACK = 1e-6
 """How far float32 rounding may carry an example out of its ball or the pixel box."""
-
-
-_UNWATCHED = Unwatched()
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Oracle:
     """Tells apart the attacks on one example: the iteration, in training."""
     known: tuple[Tensor, Tensor] | None = None
     """Images whose gradient someone has already paid for, and that gradient up to a positive factor."""
-    monitor: Monitor = _UNWATCHED
+    monitor: Monitor = UNWATCHED
     """Asked before every step whether to go on."""
 
     def gradient(self, images: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ class Attack(Kind, ABC):
         *,
         smoothing: float = 0.0,
         indices: Tensor | None = None,
-        monitor: Monitor = _UNWATCHED,
+        monitor: Monitor = UNWATCHED,
     ) -> Tensor:
         """Return adversarial images for `images` in [0, 1]; the model's weights, buffers and mode stay as they are.
 
@@ -195,9 +194,12 @@ def _words(name: str, value: Any) -> str:
 
 
 def _climbed(labels: Tensor, smoothing: float) -> Callable[[Tensor], Tensor]:
+    @cache
+    def targets(classes: int, dtype: torch.dtype) -> Tensor:
+        return losses.soft_targets(labels, classes, smoothing, dtype)
+
     def loss(logits: Tensor) -> Tensor:
-        targets = losses.soft_targets(labels, logits.shape[1], smoothing, logits.dtype)
-        return losses.cross_entropy(logits, targets)
+        return losses.cross_entropy(logits, targets(logits.shape[1], logits.dtype))
 
     return loss
 

@@ -17,7 +17,7 @@ from core import losses
 from core.attacks.base import GradientAttack, Oracle
 from core.fields import Share
 from core.kinds import Kind
-from core.monitor import Monitor, Unwatched
+from core.monitor import UNWATCHED, Monitor
 from core.passes import Passes
 from core.random import fold
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor, nn
-
-
-_UNWATCHED = Unwatched()
 
 
 class Gradients(NamedTuple):
@@ -58,7 +55,7 @@ class Batch:
     """Number of the iteration; a 0-dim tensor where the iteration is captured once and replayed."""
     seed: int
     """Seed of this training's random numbers."""
-    monitor: Monitor = _UNWATCHED
+    monitor: Monitor = UNWATCHED
     """Asked before every attack step whether to go on."""
 
     @property
@@ -137,6 +134,11 @@ class Defense(Kind, ABC):
     @abstractmethod
     def passes(self) -> Passes:
         """Return the cost of one training iteration per example."""
+
+    @property
+    def additive(self) -> bool:
+        """Whether its loss is a mean over the examples: parts of a batch, weighted by their share, add up to it."""
+        return True
 
     @property
     def targets_letter(self) -> str:

@@ -42,6 +42,12 @@ class HammMinimax(AdversarialTraining):
     clip: bool = True
     """Whether adversarial examples are clipped to [0, 1]."""
 
+    @property
+    def additive(self) -> bool:
+        """Return whether the penalty is a mean over the examples: of their own norms, or of squared l2 norms."""
+        squared = self.reduction == "batch-mean" and self.norm == "l2" and self.power == 2
+        return self.alpha == 1 or self.reduction == "example-mean" or squared
+
     def attack(self) -> FGSM:
         """Return FGSM."""
         return FGSM(eps=self.eps, loss="training", clip=self.clip)

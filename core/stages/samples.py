@@ -3,7 +3,7 @@
 from typing import Literal
 
 from core.defenses.e2sad import E2SAD
-from core.stages.base import Context, Outcome, Stage
+from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.stages.train import loaded
 
 IMAGES = "images"
@@ -30,6 +30,7 @@ class Samples(Stage):
 
         from core.compute import configured, unit_images
         from core.evaluation import predict
+        from core.portions import Portion
         from core.surfaces import two_steps
 
         spec, model = loaded(context, self.target, self.execution)
@@ -37,10 +38,15 @@ class Samples(Stage):
         present = data.test_labels.unique()
         positions = torch.stack([(data.test_labels == label).nonzero()[0, 0] for label in present])
         labels = data.test_labels[positions]
-        device = self.execution.device
+        portion = Portion(len(labels), context.log)
+
+        def steps(begin: int, size: int) -> torch.Tensor:
+            of, here = slice(begin, begin + size), (labels.to(clean.device), positions.to(clean.device))
+            return torch.stack(two_steps(self.path, model, clean[of], here[0][of], here[1][of]))
+
         with configured(self.execution):
             clean = unit_images(data.test_images[positions], self.execution)
-            first, second = two_steps(self.path, model, clean, labels.to(device), positions.to(device))
+            first, second = torch.cat(list(portion.over(len(labels), steps)), dim=1)
         images = {name: step.to("cpu", torch.float32, memory_format=torch.contiguous_format)
                   for name, step in zip(STEPS, (clean, first, second), strict=True)}  # fmt: skip
         seen = {name: predict(model, step, self.execution).tolist() for name, step in images.items()}
@@ -48,4 +54,5 @@ class Samples(Stage):
             "dataset": spec.dataset, "n": len(labels), "steps": self.path.label(), "positions": positions.tolist(),
             "labels": labels.tolist(), "predictions": seen,
         }  # fmt: skip
-        return Outcome(payload, {IMAGES: ("application/x-safetensors", save(images))})
+        artifacts = {IMAGES: ("application/x-safetensors", save(images))}
+        return Outcome(payload, artifacts, environment=micro_batch(portion.lowered))

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from core.defenses.e2sad import E2SAD
 from core.fields import Count, Seed
 from core.ranges import Points, RadiusAttack, Reach
-from core.stages.base import Context, Outcome, Stage
+from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.stages.train import loaded
 
 SURFACE = "surface"
@@ -55,15 +55,17 @@ class Surface(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Return mean loss and accuracy at every point, and along the path, as JSON."""
-        from core.surfaces import Plane, grid
+        from core.portions import Portion
+        from core.surfaces import PORTION, Plane, grid
 
         spec, model = loaded(context, self.target, self.execution)
         data = context.dataset(spec.dataset)
         images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]
         plane = Plane(self.direction, self.ticks, self.across == "path", self.clip, self.seed)
+        portion = Portion(PORTION, context.log)
         found = grid(
             model, images, labels, plane, self.path, self.execution,
-            smoothing=spec.defense.label_smoothing, monitor=context.monitor,
+            smoothing=spec.defense.label_smoothing, monitor=context.monitor, portion=portion,
         )  # fmt: skip
         values: dict[str, Any] = {
             "dataset": spec.dataset, "n": len(labels), "direction": self.direction.label(), "across": self.across,
@@ -79,4 +81,5 @@ class Surface(Stage):
             "clean_accuracy": found.accuracy[0][0],
             "smallest_accuracy": min(map(min, found.accuracy)),
         }
-        return Outcome(payload, {SURFACE: ("application/json", json.dumps(values).encode())})
+        artifacts = {SURFACE: ("application/json", json.dumps(values).encode())}
+        return Outcome(payload, artifacts, environment=micro_batch(portion.lowered))

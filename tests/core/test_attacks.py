@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from core import losses
 from core.attacks import ATTACKS, Attack
 from core.attacks.base import Oracle
 from core.attacks.fgsm import FGSM
@@ -37,6 +38,14 @@ def attack(request) -> Attack:
 @pytest.fixture
 def model() -> nn.Module:
     return tiny_model()
+
+
+def test_the_climbed_targets_are_made_once(model, monkeypatch):
+    made = []
+    monkeypatch.setattr(losses, "soft_targets", lambda *given: made.append(given) or soft_targets(*given))
+    images, labels = tiny_images(6)
+    IFGSM(eps="0.1", steps=5, loss="training")(model, images, labels, smoothing=0.25)
+    assert len(made) == 1
 
 
 class TestContract:

@@ -1,9 +1,13 @@
 """A captured iteration is the eager one, bit for bit, for every defense and across a resume; only CUDA captures."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from pydantic import ValidationError
 
+from core.capture import uncollected
 from core.defenses import DEFENSES
 from core.errors import Interrupted
 from core.execution import Execution
@@ -59,6 +63,21 @@ def test_cuda_agrees_with_the_cpu_in_float64(kind: str) -> None:
     there = run(kind, Execution(**exact, device="cuda", captured=True))
     for name, weight in here.weights.items():
         assert (there.weights[name] - weight).abs().max() < 1e-9, name
+
+
+def test_no_garbage_is_collected_during_a_recording():
+    dead: weakref.WeakSet[Cycle] = weakref.WeakSet()
+    dead.add(Cycle())
+    with pytest.raises(Interrupted), uncollected():
+        assert not dead, "what was dead before is gone when the recording begins"
+        assert not gc.isenabled()
+        raise Interrupted("drain")
+    assert gc.isenabled()
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.me = self
 
 
 def test_only_cuda_captures() -> None:

@@ -1,5 +1,7 @@
 """Defenses: gradients equal to the naive form, cost equal to what is said, e2SAD against values worked out by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,24 @@ def batch_of(defense, model: nn.Module, n: int = 8, monitor=None) -> Batch:
         seed=2**40 + 1,
         monitor=monitor or Recording(),
     )
+
+
+def split_gradients(defense, batch: Batch) -> list[torch.Tensor]:
+    """Return the weight gradients of the batch's first five examples and of the others, each by its share."""
+    total = [torch.zeros_like(weight) for weight in batch.params]
+    for chosen in torch.arange(len(batch.images)).split(5):
+        names = ("images", "labels", "targets", "indices")
+        part = replace(batch, **{name: getattr(batch, name)[chosen] for name in names})
+        for weight, gradient in zip(total, defense.gradients(part).weights, strict=True):
+            weight.add_(gradient, alpha=len(chosen) / len(batch.images))
+    return total
+
+
+@pytest.mark.parametrize("defense", [one for one in VARIANTS if one.additive], ids=named)
+def test_gradients_of_an_additive_defense_add_up_over_parts_of_a_batch(defense):
+    batch = batch_of(defense, tiny_model())
+    for whole, parts in zip(defense.gradients(batch).weights, split_gradients(defense, batch), strict=True):
+        assert torch.allclose(whole, parts, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("defense", VARIANTS, ids=named)

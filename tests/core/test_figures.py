@@ -28,6 +28,7 @@ from core.stages.train import loaded
 from core.suites import expand_suite
 from core.surface_page import page
 from core.surfaces import two_steps
+from tests.core.test_portions import memory_for
 from tests.worker.calm import EXECUTION, Calm, calm
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +189,16 @@ class TestValues:
         assert (images["second"] - images["first"]).abs().max() <= 0.1 + 1e-6
         for name, predicted in outcome.payload["predictions"].items():
             assert predict(model, images[name], EXECUTION).tolist() == predicted
+
+    @pytest.mark.parametrize("kind", ["samples", "surface"])
+    def test_where_memory_runs_out_fewer_images_are_looked_at_together(self, kind: str):
+        spec, outcome = of_kind(kind)
+        with memory_for(4):
+            found = spec.run(tiny())
+        assert found.environment["micro_batch"] <= 4
+        for name, value in outcome.payload.items():
+            close = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            assert found.payload[name] == close, name
 
     def test_curves_are_the_trainings_own(self):
         models = values_of("curves")["models"]

@@ -13,7 +13,7 @@ from core.passes import Passes
 from tests.core import naive
 from tests.core.counting import CountPasses
 from tests.core.small import tiny_model
-from tests.core.test_defenses import batch_of
+from tests.core.test_defenses import batch_of, split_gradients
 
 READINGS = [
     HammMinimax(norm=norm, power=power, reduction=reduction, constant=0.02)
@@ -112,6 +112,14 @@ def test_every_reading_equals_its_naive_form(defense):
     assert found.losses["loss"].item() == pytest.approx(loss.item(), rel=1e-12)
     for gradient, other in zip(found.weights, expected, strict=True):
         assert torch.allclose(gradient, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("defense", [*READINGS, HammMinimax(alpha=1, power=1)], ids=lambda d: d.label())
+def test_it_is_additive_where_the_gradients_of_parts_add_up(defense):
+    batch = batch_of(defense, tiny_model())
+    whole, parts = defense.gradients(batch).weights, split_gradients(defense, batch)
+    same = all(torch.allclose(one, other, rtol=1e-9, atol=1e-9) for one, other in zip(whole, parts, strict=True))
+    assert defense.additive == same
 
 
 @pytest.mark.parametrize("defense", READINGS, ids=lambda d: d.label())

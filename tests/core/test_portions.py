@@ -1,14 +1,18 @@
 """Out of memory: smaller parts of a batch, the same gradients; and one sentence where nothing helps."""
 
+import gc
+import weakref
 from contextlib import contextmanager
 
 import pytest
 import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from core import portions
 from core.attacks.pgd import PGD
 from core.defenses import DEFENSES
-from core.errors import OutOfMemory
+from core.defenses.hamm_minimax import HammMinimax
+from core.errors import OutOfMemory, SpecError
 from core.evaluation import craft, predict
 from core.execution import Execution
 from core.portions import Portion
@@ -19,6 +23,17 @@ EXACT = Execution(threads=1, precision="float64", layout="contiguous")
 FAST = Execution(threads=1)
 ONE_STEP = Training(iterations=1, batch_size=8, optimiser="sgd", lr=1, momentum=0)
 """The weights move by the gradient itself."""
+COUPLED = [HammMinimax(reduction="batch-sum"), HammMinimax(reduction="example-sum"), HammMinimax(power=1)]
+
+
+@contextmanager
+def without_collections():
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextmanager
@@ -85,7 +100,74 @@ class TestTraining:
         ]
         assert "Tried to allocate 8 GiB" in said[0]
         assert furthest(found, run(defense, Training(iterations=5, batch_size=8), micro_batch=2)) == 0
-        assert seen.count(8) == 1, "what did not fit is not tried again"
+        assert seen.count(8) == 2, "what did not fit is tried once more when all that is dead is gone"
+
+    def test_what_is_dead_makes_room_before_parts_get_smaller(self):
+        """Tensors in a reference cycle hold memory until somebody collects them."""
+        alive = weakref.WeakSet()
+
+        class Dead:
+            def __init__(self):
+                self.me = self
+                alive.add(self)
+
+        def full(_, arguments):
+            if alive:
+                raise torch.OutOfMemoryError("the dead hold it")
+
+        with without_collections():
+            Dead()
+            hook = register_module_forward_pre_hook(full)
+            try:
+                found = run(DEFENSES["natural"]())
+            finally:
+                hook.remove()
+        assert found.micro_batch is None
+
+    def test_looking_at_the_next_batch_does_not_change_the_training(self):
+        """Memory that runs out only there, without gradients, says nothing about the iterations."""
+
+        def full(*_):
+            if not torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("no room to look")
+
+        said = []
+        hook = register_module_forward_pre_hook(full)
+        try:
+            with pytest.raises(OutOfMemory):
+                run(DEFENSES["natural"](), tell=said.append)
+        finally:
+            hook.remove()
+        assert said == []
+
+    @pytest.mark.parametrize("defense", COUPLED, ids=lambda defense: defense.label())
+    def test_a_penalty_over_the_whole_batch_is_not_split(self, defense):
+        with memory_for(3), pytest.raises(OutOfMemory, match="the 8 examples that have to go together: Tried to"):
+            run(defense)
+        with pytest.raises(SpecError, match=r"micro_batch: hamm_minimax .* leave it out"):
+            run(defense, micro_batch=3)
+
+    def test_inside_a_recording_nothing_is_done_again(self, monkeypatch):
+        """Whoever records begins anew, outside of it, with what is then allowed."""
+        monkeypatch.setattr(portions, "capturing", lambda: inside)
+        portion, sizes, inside = Portion(8), [], False
+
+        def needs(most):
+            sizes.append(portion.size)
+            if portion.size > most:
+                raise torch.OutOfMemoryError("full")
+            return portion.size
+
+        def recorded(_):
+            nonlocal inside
+            inside = True
+            try:
+                return portion.fit(lambda _: needs(4), 8)
+            finally:
+                inside = False
+
+        assert portion.fit(recorded, 8) == 4
+        assert sizes == [8, 8, 4]
 
     def test_a_resumed_run_begins_with_what_fitted(self):
         schedule, monitor = Training(iterations=6, batch_size=8), Recording(checkpoint_at=3)

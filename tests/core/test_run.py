@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from core import bundle, run
-from core.bundle import BundleError, Manifest
+from core.bundle import BundleError, Manifest, StageEntry
 from core.errors import ArtifactCorrupt
 from core.stages.train import Train
+from tests.core.test_portions import memory_for
 
 ARGUMENTS = ["--suite", "little", "--device", "cpu", "--threads", "1"]
 LITTLE: dict[str, Any] = {
@@ -151,6 +153,84 @@ def test_bytes_that_do_not_come_again_are_no_continuation(out: Path, tmp_path: P
     assert run_to(tmp_path / "again.zip", "--resume", str(changed)) == 1
 
 
+class TestFailures:
+    """One stage that cannot be computed costs what needs it, and nothing else."""
+
+    @pytest.fixture(autouse=True)
+    def wild(self, little: None, monkeypatch: pytest.MonkeyPatch) -> None:
+        from core.suites import suites
+
+        diverging = {"iterations": 60, "optimiser": "sgd", "lr": 10, "weight_decay": 1}
+        wild = {"defense": {"kind": "fgsm_adv"}, "name": "wild", "training": diverging}
+        monkeypatch.setitem(suites(), "little", {**LITTLE, "defenses": [wild, *LITTLE["defenses"]]})
+
+    def test_the_others_are_computed_and_written(
+        self, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run_to(tmp_path / "x.zip") == run.FAILED
+        said = capsys.readouterr().out
+        assert "train wild, seed 0: FAILED: Diverged: training diverged" in said
+        assert said.count("left out, for a stage it needs failed") == 4
+        assert results(tmp_path / "x.zip") == results(out)
+
+    def test_what_failed_is_tried_again(self, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run_to(tmp_path / "x.zip", "--resume", str(out)) == run.FAILED
+        assert run_to(tmp_path / "x.zip") == run.FAILED
+        assert capsys.readouterr().out.count("FAILED") == 2
+
+
+def test_a_run_that_is_torn_down_leaves_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def ctrl_c(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.Folder, "keep_checkpoint", ctrl_c)
+    monkeypatch.setattr(run, "CHECKPOINT_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run_to(tmp_path / "x.zip")
+    assert bundle.read(tmp_path / "x.zip").manifest.stages == {}
+
+
+def test_weights_that_an_earlier_file_left_behind_stay_there(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_to(tmp_path / "x.zip", "--resume", str(out), "--weights") == 0
+    assert results(tmp_path / "x.zip") == results(out)
+    assert "left out: 2 weights" in capsys.readouterr().out
+
+
+def test_what_memory_allowed_is_recorded(tmp_path: Path):
+    with memory_for(3):
+        assert run_to(tmp_path / "x.zip") == 0
+    found = bundle.read(tmp_path / "x.zip")
+    trained = [
+        found.manifest.stages[key].environment["micro_batch"]
+        for key, spec in found.specs.items()
+        if isinstance(spec, Train)
+    ]
+    assert trained == [2, 2]
+
+
+def test_the_table_is_of_targets_only(monkeypatch: pytest.MonkeyPatch):
+    """The attacker's own models have the targets' labels, but are other models, of other seeds."""
+    from core.suites import suites
+
+    bare = {name: value for name, value in LITTLE.items() if name not in {"substitutes", "transfer"}}
+    monkeypatch.setitem(suites(), "little", {**bare, "attacks": [{"kind": "none"}]})
+    _, planned = run._planned(run._parser().parse_args([*ARGUMENTS, "--out", "x"]))
+    targets = {model.key for model in planned.targets}
+    entries = {
+        stage.key: StageEntry(
+            title="", spec={}, environment={}, artifacts={}, device_seconds=0,
+            payload={"n": 100, "n_correct": 80 if stage.evaluation.target in targets else 0},
+        )
+        for stage in planned.ordered
+        if stage.evaluation is not None
+    }  # fmt: skip
+    lines = run.table(planned, entries).splitlines()[1:]
+    assert len(lines) == 4
+    assert all(line.split()[-2:] == ["80.00", "80.00"] for line in lines)
+
+
 def test_equal_contents_give_equal_bytes(out: Path, tmp_path: Path):
     found = bundle.read(out)
     for name in ("a", "b"):
@@ -180,7 +260,13 @@ def test_core_alone_needs_no_service():
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--suite", "nope"], "no suite 'nope'"), (["--data-dir", "/nowhere", "--suite", "e2sad-mnist"], "lacks")],
+    [
+        (["--suite", "nope"], "no suite 'nope'"), (["--data-dir", "/nowhere", "--suite", "e2sad-mnist"], "lacks"),
+        pytest.param(
+            ["--device", "cuda"], "device: torch finds no CUDA device here; take cpu or auto",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
 )  # fmt: skip
 def test_what_cannot_run_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str):
     assert run.main([*ARGUMENTS, "--out", str(tmp_path / "x.zip"), *arguments]) == 1

@@ -12,9 +12,11 @@ from core.attacks.ifgsm import IFGSM
 from core.defenses.e2sad import E2SAD
 from core.errors import Interrupted
 from core.execution import Execution
+from core.portions import Portion
 from core.surfaces import Plane, beside, grid, random_across, signs, two_steps
 from tests.core import naive
 from tests.core.small import Recording, tiny_images, tiny_model
+from tests.core.test_portions import memory_for
 
 EXACT = Execution(threads=1, precision="float64", layout="contiguous")
 TICKS = (0.0, 0.1, 0.3)
@@ -58,6 +60,20 @@ class TestKnownPoints:
         one, many = (grid(model, images, labels, plane(), None, EXACT, batch=size) for size in (20, 3))
         assert torch.allclose(torch.tensor(one.loss), torch.tensor(many.loss), rtol=1e-12, atol=0)
         assert one.accuracy == many.accuracy
+
+    @pytest.mark.parametrize("steps", [None, E2SAD()], ids=["no path", "path"])
+    def test_where_memory_runs_out_it_goes_on_with_fewer_images_at_once(self, steps):
+        model, (images, labels) = tiny_model(), tiny_images(20)
+        through = plane(through_second=steps is not None)
+        whole, said = grid(model, images, labels, through, steps, EXACT), []
+        portion = Portion(20, said.append)
+        with memory_for(6):
+            parts = grid(model, images, labels, through, steps, EXACT, portion=portion)
+        assert (portion.lowered, len(said)) == (5, 2)
+        assert torch.allclose(torch.tensor(whole.loss), torch.tensor(parts.loss), rtol=1e-12, atol=0)
+        assert whole.accuracy == parts.accuracy
+        for one, other in zip(whole.path, parts.path, strict=True):
+            assert one == pytest.approx(other, rel=1e-12)
 
     def test_it_stops_between_two_points(self):
         model, (images, labels) = tiny_model(), tiny_images(4)

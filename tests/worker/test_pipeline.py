@@ -47,7 +47,7 @@ def _log_and_curve_are_kept(service: Service, job: dict[str, Any]) -> None:
     assert lines[0].endswith("attempt under fence 1")
     assert lines[-1].startswith("done in ")
     curve = json.loads(httpx.get(f"{service.client.url}/artifacts/{stage['artifacts']['curve']}").content)
-    assert [point["iteration"] for point in curve] == list(range(1, 9))
+    assert [point["iteration"] for point in curve] == [1, 8]
 
 
 def _posted_again_nothing_is_computed(service: Service, job: dict[str, Any], spec: dict[str, Any]) -> None:
