@@ -400,10 +400,8 @@ def _plan_evaluation(job: EvaluateJob, execution: Execution, models: Models) -> 
     targets = [_existing(entry, ("targets", i), execution, models) for i, entry in enumerate(job.targets)]
     substitutes = [_existing(entry, ("substitutes", i), execution, models) for i, entry in enumerate(job.substitutes)]
     dataset = targets[0].train.dataset
-    for role, group in (("targets", targets), ("substitutes", substitutes)):
-        for i, model in enumerate(group):
-            if model.train.dataset != dataset:
-                raise SpecError(f"trained on {model.train.dataset}, but the first target on {dataset}", (role, i))
+    _require_one_dataset(dataset, "targets", targets, "target")
+    _require_one_dataset(dataset, "substitutes", substitutes, "target")
     result = Plan(dataset, execution.device, "same", targets=targets, substitutes=substitutes)
     if substitutes and not any(t.train.seed == s.train.seed for t in targets for s in substitutes):
         result.pairing = "independent"
@@ -419,14 +417,25 @@ def _plan_figures(job: FigureJob, execution: Execution, models: Models) -> Plan:
         given = job.models or []
         targets = [_existing(entry, ("models", i), execution, models, ModelMissing) for i, entry in enumerate(given)]
         dataset = DATASETS[targets[0].train.dataset if targets else job.dataset]()
-    for i, model in enumerate(targets):
-        if model.train.dataset != dataset.kind:
-            raise SpecError(f"trained on {model.train.dataset}, but the first model on {dataset.kind}", ("models", i))
+    _require_one_dataset(dataset.kind, "models", targets, "model")
     result = Plan(dataset.kind, execution.device, "same", targets=targets)
     _add_trainings(result, targets)
     figures = [figure.resolved(dataset, lambda spec: filled(spec, dataset)) for figure in job.figures]
     add_figures(result, figures, dataset, execution)
     return result
+
+
+def _require_one_dataset(dataset: str, role: str, models: Sequence[Model], first: str) -> None:
+    """Return where the models were all trained on what `dataset` is now: anything else would be shown other images.
+
+    Raises:
+        SpecError: names the first model of another dataset, or of another content of it.
+    """
+    for i, model in enumerate(models):
+        if model.train.dataset != dataset:
+            raise SpecError(f"trained on {model.train.dataset}, but the first {first} on {dataset}", (role, i))
+        if model.train.dataset_sha256 != DATASETS[dataset]().sha256:
+            raise SpecError(f"trained on another content of {dataset} than it has now; train it anew", (role, i))
 
 
 def _existing(
@@ -437,6 +446,8 @@ def _existing(
         train = models.by_key(entry.key)
         if train is None:
             raise missing("no trained model has this key; GET /models lists them", (*path, "key"))
+        if train.dataset not in DATASETS:
+            raise SpecError(f"trained on {train.dataset}, which is not installed here", (*path, "key"))
     else:
         dataset = DATASETS[entry.dataset]()
         defense = _resolved(entry.defense, entry.training, dataset)

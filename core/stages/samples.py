@@ -32,20 +32,18 @@ class Samples(Stage):
         from core.evaluation import predict
         from core.surfaces import two_steps
 
-        spec, model = loaded(context, self.target, self.execution)
-        data = context.dataset(spec.dataset)
-        present = data.test_labels.unique()
-        positions = torch.stack([(data.test_labels == label).nonzero()[0, 0] for label in present])
-        labels = data.test_labels[positions]
+        spec, model, images, every = loaded(context, self.target, self.execution)
+        positions = torch.stack([(every == label).nonzero()[0, 0] for label in every.unique()])
+        labels = every[positions]
         device = self.execution.device
         with configured(self.execution):
-            clean = unit_images(data.test_images[positions], self.execution)
+            clean = unit_images(images[positions], self.execution)
             first, second = two_steps(self.path, model, clean, labels.to(device), positions.to(device))
-        images = {name: step.to("cpu", torch.float32, memory_format=torch.contiguous_format)
-                  for name, step in zip(STEPS, (clean, first, second), strict=True)}  # fmt: skip
-        seen = {name: predict(model, step, self.execution).tolist() for name, step in images.items()}
+        shown = {name: step.to("cpu", torch.float32, memory_format=torch.contiguous_format)
+                 for name, step in zip(STEPS, (clean, first, second), strict=True)}  # fmt: skip
+        seen = {name: predict(model, step, self.execution).tolist() for name, step in shown.items()}
         payload = {
             "dataset": spec.dataset, "n": len(labels), "steps": self.path.label(), "positions": positions.tolist(),
             "labels": labels.tolist(), "predictions": seen,
         }  # fmt: skip
-        return Outcome(payload, {IMAGES: ("application/x-safetensors", save(images))})
+        return Outcome(payload, {IMAGES: ("application/x-safetensors", save(shown))})

@@ -57,9 +57,7 @@ class Surface(Stage):
         """Return mean loss and accuracy at every point, and along the path, as JSON."""
         from core.surfaces import Plane, grid
 
-        spec, model = loaded(context, self.target, self.execution)
-        data = context.dataset(spec.dataset)
-        images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]
+        spec, model, images, labels = loaded(context, self.target, self.execution, self.limit)
         plane = Plane(self.direction, self.ticks, self.across == "path", self.clip, self.seed)
         found = grid(
             model, images, labels, plane, self.path, self.execution,
