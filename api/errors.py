@@ -128,7 +128,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def of_spec_error(error: SpecError) -> ApiError:
-    """Return the 422 for a spec that cannot be carried out; the 404 where it is a picture of nothing."""
+    """Return the 422 for a spec that cannot be carried out; the 404 where it names a model that does not exist."""
     field = FieldError(path=".".join(map(str, error.path)), message=str(error), allowed=error.allowed)
     status = NotFound if isinstance(error, ModelMissing) else Invalid
     return status(str(error), [field])

@@ -74,12 +74,12 @@ def _percent(cell: CellReply, between: str) -> str:
 
 def _caption(matrix: MatrixReply) -> str:
     if matrix.scope is None:
-        return "no evaluations"
+        return matrix.reason or "no evaluations"
     scope = matrix.scope
     pairing = f", pairing {matrix.pairing}" if matrix.pairing else ""
     return (
         f"Accuracy in per cent with the half-width of its 95 % interval: {scope.dataset}, first {scope.images} "
-        f"test images, {scope.device}{pairing}."
+        f"test images, {scope.device}{pairing}." + (f" Empty: {matrix.reason}." if matrix.reason else "")
     )
 
 

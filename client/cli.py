@@ -202,7 +202,9 @@ def _paper(options: argparse.Namespace) -> int:
 
 def _print_table(matrix: dict[str, Any]) -> None:
     print(tables.caption(matrix))
-    if matrix["scope"] is None:
+    if not matrix["rows"]:
+        if matrix["scope"] is not None:
+            print(f"empty: {matrix['reason']}")
         return
     print(tables.table(matrix))
     if any(cell["whitebox"] for cells in matrix["cells"] for cell in cells) and matrix["matrix"] == "blackbox":

@@ -3,7 +3,7 @@
 GauntletError
 ├── SpecError            the request is wrong: says which field and what would be right
 │   ├── Diverged         the training itself failed: loss is NaN or infinite
-│   └── ModelMissing     a figure is asked of a model that does not exist
+│   └── ModelMissing     a job names a model that does not exist
 ├── DatasetMissing       the files are not in DATA_DIR, or are not the published ones
 ├── ArtifactCorrupt      stored bytes do not match their sha256
 ├── StoreAway            the artifact store cannot be reached, refuses, or has no room
@@ -33,7 +33,7 @@ class Diverged(SpecError):
 
 
 class ModelMissing(SpecError):
-    """A figure is asked of a model that does not exist."""
+    """A job names a model that does not exist."""
 
 
 class DatasetMissing(GauntletError):

@@ -33,7 +33,7 @@ def house() -> dict[str, tuple[Calm, Stage]]:
 def test_another_content_of_the_dataset_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch):
     run, stage = house()[kind]
     cls = DATASETS["mnist-mini"]
-    monkeypatch.setattr(cls, "checksums", {name: "0" * 32 for name in cls.checksums})
+    monkeypatch.setattr(cls, "checksums", dict.fromkeys(cls.checksums, "0" * 32))
     with pytest.raises(SpecError, match="mnist-mini has another content now") as refused:
         stage.run(run)
     assert refused.value.path == ("dataset",)
