@@ -402,8 +402,10 @@ class SurfaceReply(FigureReply):
     """A figure of loss surfaces, with its values."""
 
     values: dict[str, Any] | None
-    """Title, caption, and per model t, loss[i][j] and accuracy[i][j] at t1 = t[i], t2 = t[j], and the path; null until
-    it is drawn."""
+    """Title, caption, and per model t, loss[i][j] and accuracy[i][j] at t1 = t[i], t2 = t[j], and the path; null where
+    `reason` says why."""
+    reason: str | None
+    """Why there are no values: not drawn yet, or their file is missing or damaged."""
 
 
 class EventReply(Reply):

@@ -168,7 +168,8 @@ def _page(client: Client, found: dict[str, Any]) -> str:
     head = [
         f"# {suite} on {found['device']}", "", " ".join(found["description"].split()), "",
         f"Made by `{found['command']}`; job {found['job']['id']} {found['job']['state']}, wall time of this run "
-        f"{seconds}, device time of all its stages {cost['used_seconds']:.0f} s. Every count is in {suite}-{found['device']}.json.", "",
+        f"{seconds}, device time of all its stages {cost['used_seconds']:.0f} s. "
+        f"Every count is in {suite}-{found['device']}.json.", "",
     ]  # fmt: skip
     only = {"job": found["job"]["id"]}
     tables = [client.text(f"/results/paper/{number}", format="markdown", **only) for number in found["tables"]]
