@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from api.schemas import Reply
+from core.errors import ArtifactCorrupt
 from core.passes import Passes
 from store.costs import Training
 
@@ -149,10 +150,26 @@ class CurvesReply(Reply):
 
 def curves(every: Sequence[Training], read: Callable[[str], bytes]) -> CurvesReply:
     """Return the curves of the trainings, whose artifacts `read` gives."""
-    return CurvesReply(
-        curves=[_curve(one, json.loads(read(one.curve))) for one in every if one.curve],
-        missing={one.key: "its result holds no curve" for one in every if not one.curve},
-    )
+    reply = CurvesReply(curves=[], missing={})
+    for one in every:
+        try:
+            reply.curves.append(_curve(one, _points(one, read)))
+        except (ArtifactCorrupt, Unreadable) as error:
+            reply.missing[one.key] = str(error)
+    return reply
+
+
+class Unreadable(Exception):
+    """A training's result holds no curve, or what it holds is none."""
+
+
+def _points(training: Training, read: Callable[[str], bytes]) -> list[dict[str, float]]:
+    if training.curve is None:
+        raise Unreadable("its result holds no curve")
+    try:
+        return json.loads(read(training.curve))
+    except ValueError:
+        raise Unreadable("its curve is no JSON") from None
 
 
 def _curve(training: Training, points: Sequence[dict[str, float]]) -> Curve:

@@ -138,7 +138,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 def of_spec_error(error: SpecError) -> ApiError:
-    """Return the 422 for a spec that cannot be carried out; the 404 where it is a picture of nothing."""
+    """Return the 422 for a spec that cannot be carried out; the 404 where it names a model that does not exist."""
     field = FieldError(path=".".join(map(str, error.path)), message=str(error), allowed=error.allowed)
     status = NotFound if isinstance(error, ModelMissing) else Invalid
     return status(str(error), [field])
@@ -237,7 +237,7 @@ def reply(error: ApiError, headers: dict[str, str] | None = None) -> JSONRespons
 def on_api_error(_: Request, error: Exception) -> JSONResponse:
     """Render an error a route raised."""
     assert isinstance(error, ApiError)  # noqa: S101 - the handler is registered for it
-    seconds = {Unavailable: RETRY_SECONDS, InProgress: SOON_SECONDS}.get(type(error))
+    seconds = RETRY_SECONDS if isinstance(error, Unavailable) else SOON_SECONDS if isinstance(error, InProgress) else 0
     return reply(error, {"Retry-After": str(seconds)} if seconds else None)
 
 

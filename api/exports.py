@@ -74,12 +74,12 @@ def _percent(cell: CellReply, between: str) -> str:
 
 def _caption(matrix: MatrixReply) -> str:
     if matrix.scope is None:
-        return "no evaluations"
+        return matrix.reason or "no evaluations"
     scope = matrix.scope
     pairing = f", pairing {matrix.pairing}" if matrix.pairing else ""
     return (
         f"Accuracy in per cent with the half-width of its 95 % interval: {scope.dataset}, first {scope.images} "
-        f"test images, {scope.device}{pairing}."
+        f"test images, {scope.device}{pairing}." + (f" Empty: {matrix.reason}." if matrix.reason else "")
     )
 
 
@@ -132,7 +132,8 @@ def _empty(value: float | None) -> float | str:
 
 def paper_markdown(table: PaperReply) -> str:
     """Return a table per loss with published and measured side by side, per cent, and what its protocol leaves out."""
-    lines = [f"### Table {table.table} of the paper beside {table.suite}", "", _paper_caption(table), ""]
+    whose = " ".join([*([table.suite] if table.suite else []), *([f"(job {table.job})"] if table.job else [])])
+    lines = [f"### Table {table.table} of the paper beside {whose}", "", _paper_caption(table), ""]
     for loss in _losses(table):
         said = f"Attacks climb the loss of the {loss} targets." if loss == "training" else LABEL
         lines += [said, "", _line(["", *table.columns]), _line(["---", *("---:" for _ in table.columns)])]

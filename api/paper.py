@@ -9,7 +9,7 @@ from api import views
 from api.schemas import CellReply, Reply, ScopeReply
 from core.datasets import DATASETS
 from core.execution import Execution
-from core.paper import SUITES, Published, losses_of, published, tables
+from core.paper import SUITES, Published, Source, losses_of, of_suite, published, tables
 from core.statistics import prediction_interval
 from core.suites import suites
 from store import paper
@@ -44,8 +44,10 @@ class PaperCell(Reply):
 
 
 class ExecutionReply(Reply):
-    """One way in which the suite was executed; results of two are never mixed in a table."""
+    """One way in which the suite or job was executed; results of two are never mixed in a table."""
 
+    key: str
+    """Pass as `execution` for this one's table."""
     execution: dict[str, Any]
     """Device class, threads, layout, precision."""
     evaluations: int
@@ -72,20 +74,24 @@ class PaperReply(Reply):
     """Where the published values are from."""
     dataset: str
     """The paper's dataset."""
-    suite: str
-    """The suite whose cells are shown."""
+    suite: str | None
+    """The suite whose cells are shown; null for a job that was not posted as one."""
+    job: int | None
+    """The job whose cells are shown, where one was asked for."""
     description: str
     """What the suite is."""
     protocol: Literal["paper", "reduced"]
-    """Whether the suite follows the paper's protocol."""
+    """Whether it follows the paper's protocol."""
     reductions: list[str]
     """Every way in which it does not."""
     scope: ScopeReply
     """Dataset, device class and test images of our cells."""
     execution: dict[str, Any]
     """How our models were trained and attacked."""
+    execution_key: str
+    """What `execution` is called in an address."""
     others: list[ExecutionReply]
-    """Other executions that have results; ask for one with device=."""
+    """Other executions that have results; ask for one with execution=."""
     rows: list[str]
     """Attacks, or substitutes."""
     columns: list[str]
@@ -98,10 +104,13 @@ class PaperReply(Reply):
     """What to know before believing our cells."""
 
 
-def reply(session: Session, number: int, suite: str, device: str | None, fallback: Execution) -> PaperReply:
-    """Return Table `number` with the cells of `suite`."""
+def reply(
+    session: Session, number: int, source: Source, fallback: Execution, *, device: str | None = None,
+    execution: str | None = None,
+) -> PaperReply:  # fmt: skip
+    """Return Table `number` with the cells of `source`."""
     table = published(number)
-    found = paper.measured(session, table, suite, device, fallback)
+    found = paper.measured(session, table, source, fallback, device=device, execution=execution)
     standing = found.standing
     recipes = [model.train.recipe for model in standing.models.values()]
     origins = paper.origins(session, found.evaluations)
@@ -110,14 +119,20 @@ def reply(session: Session, number: int, suite: str, device: str | None, fallbac
         kind="blackbox" if table.blackbox else "whitebox",
         source=tables()["source"],
         dataset=table.dataset,
-        suite=suite,
-        description=" ".join(suites()[suite]["description"].split()),
+        suite=source.suite,
+        job=source.job,
+        description=" ".join(suites().get(source.suite or "", {}).get("description", "").split()),
         protocol="reduced" if standing.reductions else "paper",
         reductions=list(standing.reductions),
         scope=views.scope(Scope(standing.dataset, found.execution.device, standing.images)),
         execution=found.execution.model_dump(mode="json"),
+        execution_key=paper.execution_key(found.execution),
         others=[
-            ExecutionReply(execution=other.execution.model_dump(mode="json"), evaluations=other.evaluations)
+            ExecutionReply(
+                key=paper.execution_key(other.execution),
+                execution=other.execution.model_dump(mode="json"),
+                evaluations=other.evaluations,
+            )
             for other in found.others
         ],
         rows=list(table.rows),
@@ -140,14 +155,14 @@ def _beside(table: Published, found: Measured, row: str, column: str, loss: str 
     absent = None if cell else _why_absent(table, found, row, column, loss)
     shown = views.cell(cell or Cell(Sums(evaluations=1), missing=[str(absent)]))
     prediction = cell and _prediction(table, cell)
-    suite = SUITES[table.number] if absent and absent != NOT_RUN else found.standing.suite
+    source = of_suite(SUITES[table.number]) if absent and absent != NOT_RUN else found.standing.source
     return PaperMeasurement(
         **{name: getattr(shown, name) for name in CellReply.model_fields},
         loss=loss,
         difference=None if shown.accuracy is None else shown.accuracy - printed,
         prediction=prediction,
         explained_by_chance=_explained(printed, prediction),
-        command=f"gauntlet submit --suite {suite} --wait" if shown.reason else None,
+        command=source.command if shown.reason else None,
     )
 
 
@@ -158,11 +173,11 @@ def _why_absent(table: Published, found: Measured, row: str, column: str, loss: 
     standing = found.standing
     lacking: str | None = next((name for name in _models(table, row, column) if name not in standing.models), None)
     if lacking:
-        return f"the suite {standing.suite} has no model that stands for {lacking}"
+        return f"{standing.source.said} has no model that stands for {lacking}"
     attacked = loss in standing.transfer if table.blackbox else (row, loss) in standing.attacks
     if not attacked or (table.blackbox and row not in standing.substitutes):
         reading = f", loss {loss}" if loss else ""
-        return f"the suite {standing.suite} does not attack so ({row}{reading})"
+        return f"{standing.source.said} does not attack so ({row}{reading})"
     return NOT_RUN
 
 

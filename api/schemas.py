@@ -119,6 +119,8 @@ class JobReply(JobSummary):
     """Its stages, parents before children."""
     links: dict[str, str]
     """Where its results are."""
+    cautions: list[str]
+    """What to know before believing its results, every difference from the paper's protocol among it."""
 
 
 class PlanStage(Reply):
@@ -162,7 +164,7 @@ class PlanReply(Reply):
     cost: CostReply
     """What it would cost."""
     cautions: list[str]
-    """What to know before believing its results."""
+    """What to know before believing its results, every difference from the paper's protocol among it."""
 
 
 class JobPage(Reply):
@@ -270,7 +272,7 @@ class SuiteReply(Reply):
     name: str
     """What to post: {"suite": name}."""
     description: str
-    """What it is and how it was shortened."""
+    """What it is."""
     spec: dict[str, Any]
     """The job it stands for."""
 
@@ -362,6 +364,8 @@ class MatrixReply(Reply):
     """One list per row."""
     others: list[ScopeReply]
     """Other scopes that have results; narrow with dataset=, device=, limit= or job=."""
+    reason: str | None = None
+    """Why the table has no cell."""
     cautions: list[str] = []
     """What to know before believing the table."""
 
@@ -400,8 +404,10 @@ class SurfaceReply(FigureReply):
     """A figure of loss surfaces, with its values."""
 
     values: dict[str, Any] | None
-    """Title, caption, and per model t, loss[i][j] and accuracy[i][j] at t1 = t[i], t2 = t[j], and the path; null until
-    it is drawn."""
+    """Title, caption, and per model t, loss[i][j] and accuracy[i][j] at t1 = t[i], t2 = t[j], and the path; null where
+    `reason` says why."""
+    reason: str | None
+    """Why there are no values: not drawn yet, or their file is missing or damaged."""
 
 
 class EventReply(Reply):

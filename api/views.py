@@ -120,6 +120,7 @@ def matrix(name: str, found: Matrix, strength: dict[str, Cell], cautions: list[s
         columns=[_axis(column, {}) for column in found.columns],
         cells=[[cell(found.cells.get((row.key, column.key))) for column in found.columns] for row in found.rows],
         others=[scope(other) for other in found.others],
+        reason=found.reason,
         cautions=cautions,
     )
 

@@ -83,9 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     published = commands.add_parser("paper", help="print a table of the paper, published beside measured")
     published.add_argument("table", nargs="?", type=int, choices=paper.TABLES, help="its number")
     published.add_argument("--suite", help="whose cells stand there (default: the one at the paper's own protocol)")
+    published.add_argument("--job", type=int, help="the job whose cells stand there, instead of a suite")
+    published.add_argument("--dataset", help="what the suite was posted with, where that is not its own dataset")
     published.add_argument("--device", choices=["cpu", "cuda"], help="device class (default: the one with most cells)")
-    published.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"], default="table")
-    published.add_argument("--write", metavar="FOLDER", help="write all tables and counts of --suite there instead")
+    published.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"])
+    published.add_argument(
+        "--write", metavar="FOLDER", help="write all tables and counts of the newest job of --suite there instead"
+    )
     published.set_defaults(run=_paper)
 
     data = commands.add_parser("data", help="download a dataset into DATA_DIR")
@@ -184,25 +188,38 @@ def _matrix(options: argparse.Namespace) -> int:
 def _paper(options: argparse.Namespace) -> int:
     client = Client(options.url)
     if options.write:
-        if not options.suite:
-            raise SystemExit("gauntlet paper: --write needs --suite")
-        for path in paper.write(client, options.suite, Path(options.write)):
-            print(f"wrote {path}")
-        return 0
+        return _write(client, options)
     if options.table is None:
         raise SystemExit("gauntlet paper: which table, 1, 2 or 3?")
-    chosen = {name: getattr(options, name) for name in ("suite", "device") if getattr(options, name)}
+    names = ("suite", "job", "dataset", "device")
+    chosen = {name: getattr(options, name) for name in names if getattr(options, name)}
     address = f"/results/paper/{options.table}"
-    if options.format == "table":
+    if options.format in (None, "table"):
         print(paper.text(client.get(address, **chosen)))
     else:
         print(client.text(address, format=options.format, **chosen), end="")
     return 0
 
 
+def _write(client: Client, options: argparse.Namespace) -> int:
+    if not options.suite:
+        raise SystemExit("gauntlet paper: --write needs --suite")
+    unused = [name for name in ("table", "format", "job", "dataset") if getattr(options, name) is not None]
+    if unused:
+        raise SystemExit(f"gauntlet paper: --write writes every table, in one form; leave {unused[0]} out")
+    try:
+        for path in paper.write(client, options.suite, Path(options.write), options.device):
+            print(f"wrote {path}")
+    except paper.NothingToWrite as error:
+        raise SystemExit(f"gauntlet paper: {error}") from None
+    return 0
+
+
 def _print_table(matrix: dict[str, Any]) -> None:
     print(tables.caption(matrix))
-    if matrix["scope"] is None:
+    if not matrix["rows"]:
+        if matrix["scope"] is not None:
+            print(f"empty: {matrix['reason']}")
         return
     print(tables.table(matrix))
     if any(cell["whitebox"] for cells in matrix["cells"] for cell in cells) and matrix["matrix"] == "blackbox":

@@ -18,8 +18,10 @@ def text(table: dict[str, Any]) -> str:
 
 
 def _runs(table: dict[str, Any], loss: str) -> bool:
+    """Return whether any attack climbed that loss; clean images climb none."""
     return any(
-        ours["accuracy"] is not None for cells in table["cells"] for cell in cells for ours in _of(cell, loss)
+        ours["accuracy"] is not None and ours["loss"] == loss
+        for cells in table["cells"] for cell in cells for ours in cell["measured"]
     )  # fmt: skip
 
 
@@ -30,9 +32,13 @@ def _of(cell: dict[str, Any], loss: str) -> list[dict[str, Any]]:
 def _caption(table: dict[str, Any]) -> str:
     scope = table["scope"]
     return (
-        f"Table {table['table']} beside {table['suite']}: published / ours in %; {scope['dataset']}, first "
+        f"Table {table['table']} beside {_whose(table)}: published / ours in %; {scope['dataset']}, first "
         f"{scope['images']} test images, {scope['device']}; ~ the seeds' spread explains the difference, ! it does not"
     )
+
+
+def _whose(table: dict[str, Any]) -> str:
+    return str(table["suite"] or "") + (f" (job {table['job']})" if table["job"] else "")
 
 
 def _block(table: dict[str, Any], loss: str) -> str:
@@ -63,46 +69,87 @@ def _notes(table: dict[str, Any]) -> list[str]:
     return [*notes, *table["cautions"]]
 
 
-def write(client: Client, suite: str, folder: Path) -> list[Path]:
-    """Return the files written: every count of a suite with where it comes from, and the tables beside the paper's."""
-    job = next(iter(client.jobs(suite=suite)))
-    job = client.job(job["id"])
-    matrices = {name: client.matrix(name, suite=suite) for name in ("whitebox", "blackbox")}
-    tables = _tables(client, suite)
-    device = _device(matrices, tables)
+class NothingToWrite(Exception):
+    """There is no job whose results could be written, or they are not of one execution."""
+
+
+def write(client: Client, suite: str, folder: Path, device: str | None = None) -> list[Path]:
+    """Return the files written: every count of one job with where it comes from, and the tables beside the paper's.
+
+    The job is the newest of the suite, on `device` where one is given; everything in the files is that job's.
+
+    Raises:
+        NothingToWrite: the suite has no such job.
+    """
+    job, execution = _newest(client, suite, device)
+    only = {"job": job["id"]}
+    matrices = {name: client.matrix(name, **only) for name in ("whitebox", "blackbox")}
+    tables, apart = _tables(client, only)
+    _require_one_execution(execution, tables, matrices)
     found = {
         "suite": suite,
         "description": next(said["description"] for said in client.get("/suites") if said["name"] == suite),
         "command": f"make paper SUITE={suite}",
-        "device": device,
-        "origins": _origins(tables),
-        "job": {name: job[name] for name in ("id", "state", "started_at", "finished_at", "spec", "cost", "progress")},
+        "device": execution["device"],
+        "execution": execution,
+        "origins": _origins(tables) or [_environment(client, job)],
+        "job": {name: job[name] for name in
+                ("id", "state", "started_at", "finished_at", "spec", "cost", "progress", "cautions")},
         "wall_seconds": _seconds(job),
         "tables": tables,
+        "not_beside": apart,
         "matrices": matrices,
-    }
+    }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    data, page = folder / f"{suite}-{device}.json", folder / f"{suite}-{device}.md"
+    data, page = (folder / f"{suite}-{execution['device']}.{form}" for form in ("json", "md"))
     data.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     page.write_text(_page(client, found), encoding="utf-8")
     return [data, page]
 
 
-def _tables(client: Client, suite: str) -> dict[str, Any]:
-    """Return the tables beside which the suite can stand."""
+def _newest(client: Client, suite: str, device: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the newest job of the suite, on `device` where one is given, and how it was executed."""
+    for summary in client.jobs(suite=suite):
+        job = client.job(summary["id"])
+        execution = _execution(client, job)
+        if device in (None, execution["device"]):
+            return job, execution
+    where = f" on {device}" if device else ""
+    raise NothingToWrite(
+        f"there is no job of the suite {suite}{where}; `gauntlet submit --suite {suite} --wait` makes one"
+    )
+
+
+def _execution(client: Client, job: dict[str, Any]) -> dict[str, Any]:
+    """Return how the job's stages are executed; drawing is the same everywhere."""
+    computed = [stage for stage in job["stages"] if stage["kind"] != "draw"] or job["stages"]
+    return client.get(f"/stages/{computed[0]['key']}")["spec"]["execution"]
+
+
+def _environment(client: Client, job: dict[str, Any]) -> dict[str, Any]:
+    """Return where the job's last finished stage was computed."""
+    done = [stage["key"] for stage in job["stages"] if stage["state"] == "succeeded"]
+    return client.get(f"/stages/{done[-1]}")["environment"] if done else {}
+
+
+def _tables(client: Client, only: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the tables beside which the job can stand, and why it cannot beside the others."""
     found: dict[str, Any] = {}
+    apart: dict[str, str] = {}
     for number in TABLES:
         try:
-            found[str(number)] = client.get(f"/results/paper/{number}", suite=suite)
+            found[str(number)] = client.get(f"/results/paper/{number}", **only)
         except ApiRefused as refusal:
-            if refusal.status != REFUSED:
+            if refusal.status != REFUSED or [field["path"] for field in refusal.fields] != ["job"]:
                 raise
-    return found
+            apart[str(number)] = refusal.fields[0]["message"]
+    return found, apart
 
 
-def _device(matrices: dict[str, Any], tables: dict[str, Any]) -> str:
-    scopes = [found["scope"] for found in [*tables.values(), *matrices.values()] if found["scope"]]
-    return scopes[0]["device"] if scopes else "unknown"
+def _require_one_execution(execution: dict[str, Any], tables: dict[str, Any], matrices: dict[str, Any]) -> None:
+    devices = {found["scope"]["device"] for found in [*tables.values(), *matrices.values()] if found["scope"]}
+    if devices - {execution["device"]} or any(table["execution"] != execution for table in tables.values()):
+        raise NothingToWrite(f"the job ran as {execution}, but tables are of {sorted(devices)}; nothing was written")
 
 
 def _origins(tables: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,12 +167,14 @@ def _page(client: Client, found: dict[str, Any]) -> str:
     seconds = "not finished" if found["wall_seconds"] is None else f"{found['wall_seconds']:.0f} s"
     head = [
         f"# {suite} on {found['device']}", "", " ".join(found["description"].split()), "",
-        f"Made by `{found['command']}`; job {found['job']['state']}, wall time of this run {seconds}, device time of "
-        f"all its stages {cost['used_seconds']:.0f} s. Every count is in {suite}-{found['device']}.json.", "",
+        f"Made by `{found['command']}`; job {found['job']['id']} {found['job']['state']}, wall time of this run "
+        f"{seconds}, device time of all its stages {cost['used_seconds']:.0f} s. "
+        f"Every count is in {suite}-{found['device']}.json.", "",
     ]  # fmt: skip
-    tables = [client.text(f"/results/paper/{number}", suite=suite, format="markdown") for number in found["tables"]]
+    only = {"job": found["job"]["id"]}
+    tables = [client.text(f"/results/paper/{number}", format="markdown", **only) for number in found["tables"]]
     matrices = [
-        f"### {name} matrix\n\n{client.matrix_as(name, 'markdown', suite=suite)}"
+        f"### {name} matrix\n\n{client.matrix_as(name, 'markdown', **only)}"
         for name, matrix in found["matrices"].items()
         if matrix["scope"]
     ]

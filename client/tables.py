@@ -32,7 +32,7 @@ def caption(matrix: dict[str, Any]) -> str:
     """Return what the matrix is about, in a sentence."""
     scope = matrix["scope"]
     if scope is None:
-        return "no evaluations yet"
+        return str(matrix["reason"])
     what = "attacks by targets" if matrix["matrix"] == "whitebox" else "substitutes by targets"
     return (
         f"{matrix['matrix']} matrix, {what}: accuracy in % ± half-width of the 95 % interval; "

@@ -95,7 +95,7 @@ class JobEntry(Spec):
     """Words to find it by."""
     spec: dict[str, Any]
     """The job as it was posted, with defaults."""
-    pairing: Literal["same", "independent"]
+    pairing: Literal["all", "same", "independent"]
     """Which substitutes a target met."""
     dataset: Text
     """What it ran on."""

@@ -3,7 +3,7 @@
 GauntletError
 ├── SpecError            the request is wrong: says which field and what would be right
 │   ├── Diverged         the training itself failed: loss is NaN or infinite
-│   └── ModelMissing     a figure is asked of a model that does not exist
+│   └── ModelMissing     a job names a model that does not exist
 ├── WorkerUnfit          this worker cannot run the stage, which is no fault of the stage: another may
 │   ├── DatasetMissing   the files are not in DATA_DIR, or are not the published ones
 │   ├── OtherCode        the stage was planned by another version of the code
@@ -36,7 +36,7 @@ class Diverged(SpecError):
 
 
 class ModelMissing(SpecError):
-    """A figure is asked of a model that does not exist."""
+    """A job names a model that does not exist."""
 
 
 class WorkerUnfit(GauntletError):

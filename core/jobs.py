@@ -8,7 +8,17 @@ figure      draw models that exist, or that it trains
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from core.attacks import AnyAttack
@@ -203,7 +213,8 @@ class BenchmarkJob(TrainingJob):
     transfer: Attacks | None = None
     """Attacks crafted on the substitutes; left out, IFGSM with the largest k of the panel."""
     pairing: Literal["same", "independent"] | None = None
-    """same: a target meets the substitutes of its own seed, as in the paper. independent: those of all other seeds."""
+    """same: a target meets the substitutes of its own seed, as in the paper. independent: those of all other seeds.
+    Left out: same where substitutes or their seeds are given and some seeds meet, else independent."""
     limit: Count | None = None
     """Only the first `limit` test images; left out, all."""
 
@@ -257,8 +268,15 @@ class EvaluateJob(Job):
     """White-box attacks on every target; left out, the dataset's default panel."""
     transfer: Attacks | None = None
     """Attacks crafted on the substitutes; left out, IFGSM with the largest k of the panel."""
+    pairing: Literal["all", "same", "independent"] | None = None
+    """all: every target meets every substitute. same, independent: those of its own seed, or of all others. Left out,
+    same or independent where every pair is of that sort, else all."""
     limit: Count | None = None
     """Only the first `limit` test images; left out, all."""
+
+
+OF_TRAININGS = ("dataset", "network", "training", "seeds")
+"""What is said of trainings, and what models that exist have of their own."""
 
 
 class FigureJob(TrainingJob):
@@ -279,6 +297,12 @@ class FigureJob(TrainingJob):
         if not given and any(figure.of_models for figure in self.figures):
             raise ValueError('these figures show models: give "models", "defenses" or "defense"')
         return self
+
+    @model_serializer(mode="wrap")
+    def _of_what_it_has(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out of the dump what a job that names models has no use for."""
+        found: dict[str, Any] = dump(self)
+        return {name: value for name, value in found.items() if self.models is None or name not in OF_TRAININGS}
 
     @property
     def trains(self) -> bool:

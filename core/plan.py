@@ -1,11 +1,11 @@
 """From a job to the graph of stages it needs. Pure: the same job gives the same keys in every process."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from core.attacks import ATTACKS, AnyAttack
 from core.attacks.base import Attack
@@ -17,6 +17,7 @@ from core.errors import ModelMissing, SpecError
 from core.execution import Execution
 from core.fields import MAX_SEED
 from core.jobs import (
+    OF_TRAININGS,
     BenchmarkJob,
     EvaluateJob,
     FigureJob,
@@ -25,12 +26,11 @@ from core.jobs import (
     ModelBySpec,
     NamedDefense,
     TrainingJob,
-    TrainingRequest,
 )
-from core.kinds import Kind
 from core.networks import NETWORKS
 from core.networks.base import Network
 from core.plan_figures import add_figures
+from core.resolve import Path, filled, resolve_training, resolved_defense
 from core.stages.base import Stage
 from core.stages.craft import Craft
 from core.stages.evaluate import Evaluate
@@ -42,11 +42,8 @@ ATTACKER_SEED = 1_000_000
 """Default substitutes are trained with this added to the targets' seeds: the attacker's seeds are its own."""
 DEFAULT_SUBSTITUTES = ("natural", "fgsm_adv", "ifgsm_adv")
 
-Path = tuple[str | int, ...]
-"""Where a field stands in the request."""
 _attack: TypeAdapter[Attack] = TypeAdapter(AnyAttack)
 _defense: TypeAdapter[Defense] = TypeAdapter(AnyDefense)
-K = TypeVar("K", bound=Kind)
 
 
 class Models(Protocol):
@@ -149,10 +146,41 @@ def plan(job: Job, execution: Execution, models: Models) -> Plan:
         _add_trainings(result, targets)
         return result
     substitutes = _substitutes(job, dataset, dict(zip(labels, entries, strict=True)), execution)
-    pairing = job.pairing or ("same" if job.substitutes or job.substitute_seeds else "independent")
+    pairing = job.pairing or _usual_pairing(job, targets, substitutes)
+    _require_pairs(job.pairing, targets, substitutes)
     result = Plan(job.dataset, execution.device, pairing, targets=targets, substitutes=substitutes)
     _attack_all(result, job, dataset, execution)
     return result
+
+
+def _pairs(pairing: str, target: Model, substitute: Model) -> bool:
+    """Return whether the target is shown the substitute's examples."""
+    return pairing == "all" or (target.train.seed == substitute.train.seed) == (pairing == "same")
+
+
+def _sorts(targets: Sequence[Model], substitutes: Sequence[Model]) -> set[str]:
+    """Return which pairs of different models there are: of the same seed, of independent ones."""
+    pairs = [(target, substitute) for target in targets for substitute in substitutes if target.key != substitute.key]
+    return {sort for sort in ("same", "independent") if any(_pairs(sort, *pair) for pair in pairs)}
+
+
+def _usual_pairing(job: BenchmarkJob, targets: Sequence[Model], substitutes: Sequence[Model]) -> str:
+    if not (job.substitutes or job.substitute_seeds):
+        return "independent"
+    return "independent" if _sorts(targets, substitutes) == {"independent"} else "same"
+
+
+def _require_pairs(pairing: str | None, targets: Sequence[Model], substitutes: Sequence[Model]) -> None:
+    """Return where the pairing that was asked for lets some target meet another model.
+
+    Raises:
+        SpecError: it does not, so that the black-box matrix would be empty; names the pairing that would.
+    """
+    there = _sorts(targets, substitutes) or {"same"}  # nothing but the targets themselves
+    if substitutes and pairing in ("same", "independent") and pairing not in there:
+        what = "of its own seed" if pairing == "same" else "of another seed"
+        said = f"no target meets a substitute {what}: give other seeds or another pairing"
+        raise SpecError(said, ("pairing",), sorted(there))
 
 
 def _targets(
@@ -163,76 +191,6 @@ def _targets(
         for i, (entry, label) in enumerate(zip(entries, labels, strict=True))
         for seed in job.seeds
     ]
-
-
-def resolved(job: Job, dataset_name: str) -> Job:
-    """Return `job` with the fields left out of its defenses and attacks set to what `plan` takes for them.
-
-    Its dump, read again, asks for the same stages; a dump of `job` itself would turn the kinds' own defaults, which
-    are MNIST's, into something that its author had given.
-    """
-    dataset, update = DATASETS[dataset_name](), dict[str, Any]()
-    if isinstance(job, TrainingJob):
-        own = job.defense and _resolved(job.defense, job.training, dataset)
-        update |= {"defense": own, "defenses": _resolved_entries(job.defenses, job, dataset)}
-    if isinstance(job, BenchmarkJob):
-        update["substitutes"] = _resolved_entries(job.substitutes, job, dataset)
-    if isinstance(job, EvaluateJob):
-        for role in ("targets", "substitutes"):
-            update[role] = [_resolved_model(model) for model in getattr(job, role)]
-    if isinstance(job, FigureJob):
-        update["models"] = job.models and [_resolved_model(model) for model in job.models]
-        update["figures"] = [figure.resolved(dataset, lambda spec: filled(spec, dataset)) for figure in job.figures]
-    if isinstance(job, BenchmarkJob | EvaluateJob):
-        for name in ("attacks", "transfer"):
-            given: list[Attack] | None = getattr(job, name)
-            update[name] = given and [filled(attack, dataset) for attack in given]
-    return job.model_copy(update=update)
-
-
-def _resolved_entries(
-    entries: Sequence[NamedDefense | str] | None, job: TrainingJob, dataset: Dataset
-) -> list[NamedDefense | str] | None:
-    def whole(entry: NamedDefense) -> NamedDefense:
-        defense = _resolved(entry.defense, entry.training.over(job.training), dataset)
-        return entry.model_copy(update={"defense": defense})
-
-    return None if entries is None else [entry if isinstance(entry, str) else whole(entry) for entry in entries]
-
-
-def _resolved_model(model: ModelByKey | ModelBySpec) -> ModelByKey | ModelBySpec:
-    if isinstance(model, ModelByKey):
-        return model
-    return model.model_copy(update={"defense": _resolved(model.defense, model.training, DATASETS[model.dataset]())})
-
-
-def resolve_training(
-    request: TrainingRequest, dataset: Dataset, where: Callable[[str], Path] = lambda field: (field,)
-) -> Training:
-    """Return the full schedule: what `request` leaves out is the paper's for `dataset`, epochs become iterations.
-
-    Raises:
-        SpecError: too many epochs, or momentum without sgd; `where` says where the request keeps a field.
-    """
-    given = request.model_dump(exclude_none=True, exclude={"label_smoothing", "iterations", "epochs"})
-    batch_size = request.batch_size or Training.model_fields["batch_size"].default
-    epochs = request.epochs or (None if request.iterations else dataset.default_epochs)
-    per_epoch = -(-dataset.train_size // batch_size)
-    iterations = request.iterations or (epochs * per_epoch if epochs else dataset.default_iterations)
-    if iterations is None:
-        raise TypeError(f"{dataset.kind} has neither default iterations nor default epochs")
-    try:
-        return Training(iterations=iterations, **given)
-    except ValidationError as error:  # what TrainingRequest cannot know: the length in iterations, the optimiser
-        found = error.errors()[0]
-        if found["loc"] == ("iterations",):
-            raise SpecError(f"{epochs} epochs are {iterations} iterations: too many", where("epochs")) from None
-        raise SpecError(found["msg"].removeprefix("Value error, "), where("momentum")) from None
-
-
-def filled(spec: K, dataset: Dataset) -> K:
-    """Return `spec` with the fields its author left out set to the dataset's own defaults for that kind."""
-    return spec.filled(dataset.defaults.get(spec.kind, {}))
 
 
 def _default_network(dataset: Dataset) -> Network:
@@ -266,16 +224,7 @@ def _train(
 
     training = resolve_training(request, dataset, where)
     network = _network(job.network, dataset, ())
-    return _train_stage(_resolved(entry.defense, request, dataset), training, network, dataset, seed, execution)
-
-
-def _resolved(defense: Defense, request: TrainingRequest, dataset: Dataset) -> Defense:
-    """Return `defense` with the fields its author left out set to the schedule's and the dataset's defaults."""
-    if request.label_smoothing is not None and "label_smoothing" not in defense.model_fields_set:
-        defense = type(defense).model_validate(
-            {**defense.model_dump(exclude_unset=True), "label_smoothing": request.label_smoothing}
-        )
-    return filled(defense, dataset)
+    return _train_stage(resolved_defense(entry.defense, request, dataset), training, network, dataset, seed, execution)
 
 
 def _train_stage(
@@ -293,9 +242,10 @@ def _train_stage(
 
 
 def _labels(entries: Iterable[NamedDefense], job: TrainingJob, dataset: Dataset) -> list[str]:
-    labels = [
-        entry.name or _resolved(entry.defense, entry.training.over(job.training), dataset).label() for entry in entries
-    ]
+    def made(entry: NamedDefense) -> str:
+        return resolved_defense(entry.defense, entry.training.over(job.training), dataset).label()
+
+    labels = [entry.name or made(entry) for entry in entries]
     for i, label in enumerate(labels):
         if label in labels[:i]:
             raise SpecError(f"two defenses are called {label!r}; give one a name", ("defenses", i, "name"))
@@ -372,8 +322,7 @@ def _attack_all(result: Plan, job: BenchmarkJob | EvaluateJob, dataset: Dataset,
         for attack in transfer:
             show(substitute, substitute, attack)
             for target in result.targets:
-                same = target.train.seed == substitute.train.seed
-                if same == (result.pairing == "same") or target.key == substitute.key:
+                if _pairs(result.pairing, target, substitute) or target.key == substitute.key:
                     show(target, substitute, attack)
 
 
@@ -400,13 +349,12 @@ def _plan_evaluation(job: EvaluateJob, execution: Execution, models: Models) -> 
     targets = [_existing(entry, ("targets", i), execution, models) for i, entry in enumerate(job.targets)]
     substitutes = [_existing(entry, ("substitutes", i), execution, models) for i, entry in enumerate(job.substitutes)]
     dataset = targets[0].train.dataset
-    for role, group in (("targets", targets), ("substitutes", substitutes)):
-        for i, model in enumerate(group):
-            if model.train.dataset != dataset:
-                raise SpecError(f"trained on {model.train.dataset}, but the first target on {dataset}", (role, i))
-    result = Plan(dataset, execution.device, "same", targets=targets, substitutes=substitutes)
-    if substitutes and not any(t.train.seed == s.train.seed for t in targets for s in substitutes):
-        result.pairing = "independent"
+    _require_one_dataset(dataset, "targets", targets, "target")
+    _require_one_dataset(dataset, "substitutes", substitutes, "target")
+    sorts = _sorts(targets, substitutes)
+    _require_pairs(job.pairing, targets, substitutes)
+    pairing = job.pairing or ("all" if len(sorts) > 1 else next(iter(sorts), "same"))
+    result = Plan(dataset, execution.device, pairing, targets=targets, substitutes=substitutes)
     _attack_all(result, job, DATASETS[dataset](), execution)
     return result
 
@@ -416,12 +364,9 @@ def _plan_figures(job: FigureJob, execution: Execution, models: Models) -> Plan:
         dataset, entries = DATASETS[job.dataset](), job.entries()
         targets = _targets(job, entries, _labels(entries, job, dataset), dataset, execution)
     else:
-        given = job.models or []
-        targets = [_existing(entry, ("models", i), execution, models, ModelMissing) for i, entry in enumerate(given)]
+        targets = _existing_models(job, execution, models)
         dataset = DATASETS[targets[0].train.dataset if targets else job.dataset]()
-    for i, model in enumerate(targets):
-        if model.train.dataset != dataset.kind:
-            raise SpecError(f"trained on {model.train.dataset}, but the first model on {dataset.kind}", ("models", i))
+    _require_one_dataset(dataset.kind, "models", targets, "model")
     result = Plan(dataset.kind, execution.device, "same", targets=targets)
     _add_trainings(result, targets)
     figures = [figure.resolved(dataset, lambda spec: filled(spec, dataset)) for figure in job.figures]
@@ -429,20 +374,39 @@ def _plan_figures(job: FigureJob, execution: Execution, models: Models) -> Plan:
     return result
 
 
-def _existing(
-    entry: ModelByKey | ModelBySpec, path: Path, execution: Execution, models: Models,
-    missing: type[SpecError] = SpecError,
-) -> Model:  # fmt: skip
+def _existing_models(job: FigureJob, execution: Execution, models: Models) -> list[Model]:
+    ignored = next((name for name in OF_TRAININGS if job.models and name in job.model_fields_set), None)
+    if ignored:
+        raise SpecError(f"models that exist have a {ignored} of their own: leave this out", (ignored,))
+    return [_existing(entry, ("models", i), execution, models) for i, entry in enumerate(job.models or [])]
+
+
+def _require_one_dataset(dataset: str, role: str, models: Sequence[Model], first: str) -> None:
+    """Return where the models were all trained on what `dataset` is now: anything else would be shown other images.
+
+    Raises:
+        SpecError: names the first model of another dataset, or of another content of it.
+    """
+    for i, model in enumerate(models):
+        if model.train.dataset != dataset:
+            raise SpecError(f"trained on {model.train.dataset}, but the first {first} on {dataset}", (role, i))
+        if model.train.dataset_sha256 != DATASETS[dataset]().sha256:
+            raise SpecError(f"trained on another content of {dataset} than it has now; train it anew", (role, i))
+
+
+def _existing(entry: ModelByKey | ModelBySpec, path: Path, execution: Execution, models: Models) -> Model:
     if isinstance(entry, ModelByKey):
         train = models.by_key(entry.key)
         if train is None:
-            raise missing("no trained model has this key; GET /models lists them", (*path, "key"))
+            raise ModelMissing("no trained model has this key; GET /models lists them", (*path, "key"))
+        if train.dataset not in DATASETS:
+            raise SpecError(f"trained on {train.dataset}, which is not installed here", (*path, "key"))
     else:
         dataset = DATASETS[entry.dataset]()
-        defense = _resolved(entry.defense, entry.training, dataset)
+        defense = resolved_defense(entry.defense, entry.training, dataset)
         training = resolve_training(entry.training, dataset, lambda field: (*path, "training", field))
         network = _network(entry.network, dataset, path)
         train = models.like(_train_stage(defense, training, network, dataset, entry.seed, execution))
         if train is None:
-            raise missing('no such model has been trained; post it as a job of kind "train" first', path)
+            raise ModelMissing('no such model has been trained; post it as a job of kind "train" first', path)
     return Model(train, entry.name or train.defense.label())

@@ -30,8 +30,9 @@ from core.datasets.base import Data
 from core.errors import ArtifactCorrupt, GauntletError, Interrupted, SpecError
 from core.execution import Execution
 from core.jobs import AnyJob, BenchmarkJob, Job
-from core.plan import Plan, PlannedStage, plan, resolved
+from core.plan import Plan, PlannedStage, plan
 from core.provenance import device_class, environment, made_in, require_device
+from core.resolve import resolved
 from core.stages import AnyStage, Stage
 from core.stages.base import Finished
 from core.stages.train import Train

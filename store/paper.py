@@ -1,17 +1,18 @@
-"""What SQL holds of the paper's tables: for every published cell, what a suite's models and attacks counted."""
+"""What SQL holds of the paper's tables: for every published cell, what a suite or a job counted."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import TypeAdapter
 from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from core.attacks.base import Attack
-from core.canonical import canonical_json
+from core.canonical import canonical_json, digest
 from core.execution import Execution
-from core.paper import Published, Standing, losses_of, standing
-from store.models import Evaluation, JobModel, Result, Stage, StageState
+from core.paper import Published, Source, Standing, losses_of, standing
+from store.models import Evaluation, JobModel, JobStage, Result, Stage, StageState
 from store.results import Cell, SeedCount, Sums, why_missing
 from store.transfer import LEFT_OUT
 
@@ -21,7 +22,7 @@ _execution: TypeAdapter[Execution] = TypeAdapter(Execution)
 
 @dataclass(frozen=True)
 class Group:
-    """One way in which the suite was executed; groups never share a table."""
+    """One way in which the source was executed; groups never share a table."""
 
     execution: Execution
     evaluations: int
@@ -44,7 +45,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Measured:
-    """A suite's cells beside those of a table."""
+    """A source's cells beside those of a table."""
 
     standing: Standing
     execution: Execution
@@ -54,31 +55,45 @@ class Measured:
     """Ids of the evaluate stages that were counted."""
 
 
-def measured(session: Session, table: Published, suite: str, device: str | None, fallback: Execution) -> Measured:
-    """Return what was counted on one device class under one execution: the one with most cells, the newest of equals.
+def measured(
+    session: Session, table: Published, source: Source, fallback: Execution, *, device: str | None = None,
+    execution: str | None = None,
+) -> Measured:  # fmt: skip
+    """Return what was counted under one execution: the one with most cells, the newest of equals.
 
-    `fallback` is taken where nothing of the suite has been planned here.
+    `device` and `execution`, its key, narrow which; `fallback` is taken where nothing of the source is planned here.
     """
-    groups = _groups(session, table, suite, device)
-    execution = groups[0].execution if groups else fallback
-    found = standing(table.number, suite, execution)
+    groups = _groups(session, table, source, device, execution)
+    chosen = groups[0].execution if groups else fallback
+    found = standing(table.number, source, chosen)
     cells, ids = _cells(session, found, wanted(table, found))
-    return Measured(found, execution, groups[1:], cells, ids)
+    return Measured(found, chosen, groups[1:], cells, ids)
 
 
-def _groups(session: Session, table: Published, suite: str, device: str | None) -> list[Group]:
-    """Return the executions that any training on the suite's dataset was planned with, most finished cells first."""
-    dataset = standing(table.number, suite, Execution()).dataset
-    specs = session.scalars(
-        select(Stage.spec).where(Stage.kind == "train", Stage.dataset == dataset).order_by(Stage.id.desc())
-    )
-    every = dict.fromkeys(_execution.validate_python(spec["execution"]) for spec in specs)
+def execution_key(execution: Execution) -> str:
+    """Return what tells an execution from others in an address."""
+    return digest(execution.model_dump(mode="json"))[:12]
+
+
+def _groups(
+    session: Session, table: Published, source: Source, device: str | None, key: str | None
+) -> list[Group]:  # fmt: skip
+    """Return the executions that any training on the source's dataset was planned with, most finished cells first."""
+    dataset = standing(table.number, source, Execution()).dataset
+    query = select(Stage.spec).where(Stage.kind == "train", Stage.dataset == dataset).order_by(Stage.id.desc())
+    if source.job is not None:
+        query = query.where(Stage.id.in_(_asked_by(source.job)))
+    every = dict.fromkeys(_execution.validate_python(spec["execution"]) for spec in session.scalars(query))
     groups = [
-        Group(execution, *_counted(session, table, standing(table.number, suite, execution)))
+        Group(execution, *_counted(session, table, standing(table.number, source, execution)))
         for execution in every
-        if device in (None, execution.device)
+        if device in (None, execution.device) and key in (None, execution_key(execution))
     ]
     return sorted((group for group in groups if group.planned), key=lambda group: (-group.evaluations, -group.planned))
+
+
+def _asked_by(job: int) -> Any:
+    return select(JobStage.stage_id).where(JobStage.job_id == job)
 
 
 def _counted(session: Session, table: Published, found: Standing) -> tuple[int, int]:
@@ -87,12 +102,14 @@ def _counted(session: Session, table: Published, found: Standing) -> tuple[int, 
     query = select(func.count(Evaluation.n), func.count()).where(
         Evaluation.target_recipe.in_(recipes), Evaluation.image_limit == found.images
     )
+    if found.source.job is not None:
+        query = query.where(Evaluation.stage_id.in_(_asked_by(found.source.job)))
     finished, planned = session.execute(query).one()
     return finished, planned
 
 
 def wanted(table: Published, found: Standing) -> list[Wanted]:
-    """Return where the cells of the table are found, for every loss the suite's attacks climb."""
+    """Return where the cells of the table are found, for every loss the source's attacks climb."""
     return [
         Wanted(row, column, loss, attack.identity(), found.models[column].train.recipe, substitute)
         for row, column in table.accuracies
@@ -136,7 +153,7 @@ def _cells(
 def _rows(
     session: Session, found: Standing, recipes: set[str]
 ) -> dict[tuple[str, str], list[tuple[Evaluation, Stage]]]:
-    """Return (target, attack) -> evaluations over the suite's images of models that some job attacked as targets."""
+    """Return (target, attack) -> evaluations over the source's images of models that some job attacked as targets."""
     owner = aliased(Stage)
     targets = select(JobModel.stage_id).where(JobModel.role == "target")
     query = (
@@ -150,6 +167,8 @@ def _rows(
         )
         .order_by(Evaluation.target_seed, Evaluation.stage_id)
     )
+    if found.source.job is not None:
+        query = query.where(Evaluation.stage_id.in_(_asked_by(found.source.job)))
     grouped: dict[tuple[str, str], list[tuple[Evaluation, Stage]]] = {}
     for evaluation, stage in session.execute(query):
         grouped.setdefault((evaluation.target_recipe, evaluation.attack_id), []).append((evaluation, stage))

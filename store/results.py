@@ -22,6 +22,7 @@ LISTED = 5_000
 CHUNK = 400
 NEWEST = 50
 """Jobs looked at in one go for the newest scope."""
+NOTHING = "no evaluations yet, or none that fit the filters"
 NOT_ASKED = "not evaluated: no job in this scope asks for this pair"
 
 
@@ -40,7 +41,7 @@ class Filters:
     steps: int | None = None
     labels: Sequence[str] = ()
     seeds: Sequence[int] = ()
-    pairing: Literal["same", "independent"] | None = None
+    pairing: Literal["all", "same", "independent"] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ class Matrix:
     columns: list[Axis]
     cells: dict[tuple[str, str], Cell]
     others: list[Scope]
+    reason: str | None = None
+    """Why it has no cell."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ def whitebox(session: Session, filters: Filters) -> Matrix:
     """Return attacks by targets: each target under examples crafted on itself, and on clean images."""
     scope, others = _scope(session, filters)
     if scope is None:
-        return Matrix(None, None, [], [], {}, others)
+        return Matrix(None, None, [], [], {}, others, NOTHING)
     names = _names(session, filters, scope, "target")
     groups = [
         group for group in _groups(session, filters, scope, whitebox_only=True) if group.first.target_recipe in names
@@ -191,14 +194,14 @@ def whitebox(session: Session, filters: Filters) -> Matrix:
     attacks = _attack_axes(groups)
     columns = _model_axes(names, {group.first.target_recipe for group in groups})
     cells = _cells(session, filters, scope, groups, _by_attack)
-    return Matrix(scope, None, attacks, columns, cells, others)
+    return Matrix(scope, None, attacks, columns, cells, others, None if cells else NOTHING)
 
 
 def blackbox(session: Session, filters: Filters) -> Matrix:
     """Return substitutes by targets: each target under examples crafted on each substitute."""
     scope, others = _scope(session, filters)
     if scope is None:
-        return Matrix(None, None, [], [], {}, others)
+        return Matrix(None, None, [], [], {}, others, NOTHING)
     targets = _names(session, filters, scope, "target")
     substitutes = _names(session, filters, scope, "substitute", every_label=True)
     pairing = filters.pairing or _pairing(session, filters, scope)
@@ -213,12 +216,26 @@ def blackbox(session: Session, filters: Filters) -> Matrix:
         for group in shown
         if group.first.attack_id in transferred
         and group.first.target_recipe in targets
-        and group.same == (pairing == "same")
+        and (pairing == "all" or group.same == (pairing == "same"))
     ]
+    crossed = {group.first.cell for group in pairs if not group.whitebox}
+    pairs = [group for group in pairs if not (group.whitebox and group.first.cell in crossed)]
     rows = _substitute_axes(pairs, substitutes)
     columns = _model_axes(targets, {group.first.target_recipe for group in pairs})
     cells = _cells(session, filters, scope, pairs, _by_substitute)
-    return Matrix(scope, pairing, rows, columns, cells, others)
+    reason = None if cells else _why_empty(targets, substitutes, shown, pairing)
+    return Matrix(scope, pairing, rows, columns, cells, others, reason)
+
+
+def _why_empty(
+    targets: dict[str, str], substitutes: dict[str, str], shown: Sequence[_Group], pairing: str
+) -> str:  # fmt: skip
+    """Return why no target in scope meets a substitute."""
+    if not targets or not substitutes:
+        return "no job in this scope has a substitute" if targets else "no job in this scope has such a target"
+    if any(not group.whitebox for group in shown):
+        return f"no such target meets a substitute by pairing {pairing}, or under this attack; leave a filter out"
+    return "every substitute is the target itself; the white-box matrix has it"
 
 
 def self_strength(session: Session, filters: Filters, scope: Scope) -> dict[str, Cell]:

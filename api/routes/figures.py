@@ -15,6 +15,7 @@ from core.figures import FIGURES
 from core.jobs import DatasetName, Key
 from store import jobs
 from store.figures import DrawnFigure, FigureFilters, figures
+from store.models import StageState
 from store.stages import by_key
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
@@ -60,7 +61,7 @@ def list_surfaces(query: Annotated[FigureQuery, Query()], service: ServiceDep) -
         _require(session, query)
         drawn = figures(session, query.filters(SURFACES), query.limit)
         replies = [(_figure(found), found.artifacts.get("values")) for found in drawn]
-    return [SurfaceReply(**reply, values=_values(service, sha256)) for reply, sha256 in replies]
+    return [SurfaceReply(**reply, **_values(service, reply["state"], sha256)) for reply, sha256 in replies]
 
 
 def _require(session: Session, query: FigureQuery) -> None:
@@ -84,10 +85,14 @@ def _figure(found: DrawnFigure) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _values(service: Service, sha256: str | None) -> dict[str, Any] | None:
+def _values(service: Service, state: str, sha256: str | None) -> dict[str, Any]:
+    """Return the values of a surface, or null and the reason."""
     if sha256 is None:
-        return None
+        reason = "its result was imported without them" if state == StageState.SUCCEEDED else f"not drawn yet ({state})"
+        return {"values": None, "reason": reason}
     try:
-        return json.loads(service.store.get(sha256))
+        return {"values": json.loads(service.store.get(sha256)), "reason": None}
     except ArtifactCorrupt as error:
-        raise NotFound(str(error)) from error
+        return {"values": None, "reason": str(error)}
+    except ValueError:
+        return {"values": None, "reason": f"the artifact {sha256} is no JSON"}

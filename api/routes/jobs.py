@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from api import views
 from api.errors import (
     RESPONSES,
+    ApiError,
     Conflict,
     InProgress,
     Invalid,
@@ -26,14 +27,16 @@ from api.errors import (
 )
 from api.schemas import JobPage, JobReply, ModelLabel, PlanReply, PlanStage
 from api.service import Service, ServiceDep
+from core import protocol
 from core.canonical import digest
-from core.datasets import DATASETS
 from core.errors import SpecError
 from core.jobs import AnyJob, Job
-from core.plan import Plan, plan, resolved
-from core.suites import expand_suite, reductions
+from core.plan import Plan, plan
+from core.resolve import resolved
+from core.suites import expand_suite, inherited, suites
 from store import idempotency, jobs, waiting
 from store.models import JOB_ENDED, JobState, StageState
+from store.protocol import asked_of
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 _job: TypeAdapter[Job] = TypeAdapter(AnyJob)
@@ -108,12 +111,30 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | None) -> Response:
-    suite, job = parse_job(body)
-    if dry_run:
-        with service.database.read() as session:
-            reply = _plan_reply(session, job, _planned(service, session, job), suite)
-        return JSONResponse(views.plain(reply))
-    return _once(service, suite, job, idempotency_key, digest(body))
+    try:
+        suite, job = parse_job(body)
+        if dry_run:
+            with service.database.read() as session:
+                reply = _plan_reply(session, job, _planned(service, session, job))
+            return JSONResponse(views.plain(reply))
+        return _once(service, suite, job, idempotency_key, digest(body))
+    except SpecError as error:
+        raise _with_origins(of_spec_error(error), body) from None
+    except Invalid as error:
+        raise _with_origins(error, body) from None
+
+
+def _with_origins(error: ApiError, body: Any) -> ApiError:
+    """Return the error; fields that the request does not give but its suite does say so."""
+    suite = body.get("suite") if isinstance(body, dict) else None
+    if not isinstance(suite, str) or suite not in suites():
+        return error
+    for field in error.body.fields:
+        path = [int(part) if part.isdecimal() else part for part in field.path.split(".")]
+        if inherited(path, body):
+            field.message += f" (this field comes from the suite {suite})"
+            error.body.message += f" ({field.path} comes from the suite {suite})"
+    return error
 
 
 def _once(service: Service, suite: str | None, job: Job, idempotency_key: str | None, request_sha256: str) -> Response:
@@ -248,7 +269,7 @@ def _replay(service: Service, key: str, request_sha256: str) -> Response | None:
     return _kept(known.job_id, known.answer, **replayed)
 
 
-def _plan_reply(session: Session, job: Job, planned: Plan, suite: str | None) -> PlanReply:
+def _plan_reply(session: Session, job: Job, planned: Plan) -> PlanReply:
     known = jobs.states_of_keys(session, list(planned.stages))
     ordered = planned.ordered
     every = [(stage.flop, known.get(stage.key, "new"), False, 0.0) for stage in ordered]
@@ -269,15 +290,8 @@ def _plan_reply(session: Session, job: Job, planned: Plan, suite: str | None) ->
         new=sum(known.get(stage.key) != StageState.SUCCEEDED for stage in ordered),
         done=sum(known.get(stage.key) == StageState.SUCCEEDED for stage in ordered),
         cost=price,
-        cautions=[*_cautions(planned), *reductions(suite)],
+        cautions=protocol.cautions(protocol.of_plan(planned)),
     )  # fmt: skip
-
-
-def _cautions(planned: Plan) -> list[str]:
-    note = DATASETS[planned.dataset]().note
-    models = [*planned.targets, *planned.substitutes]
-    said = [f"{model.label}: {model.train.defense.caution}" for model in models if model.train.defense.caution]
-    return list(dict.fromkeys([*([f"{planned.dataset}: {note}"] if note else []), *said]))
 
 
 def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
@@ -296,18 +310,21 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     running = [row for row, _ in rows if row.state == StageState.RUNNING]
     device = "cuda" if any(row.queue == "gpu" for row, _ in rows) else "cpu"
     short = views.summary(job, views.counted([row for row, _ in rows]), running)
+    models = jobs.models_of(session, job_id)
+    asked = asked_of([row for row, _ in rows], models)
     return JobReply(
         **short.model_dump(),
         spec=job.spec,
         pairing=job.pairing,
         cost=views.cost(session, device, every),
-        models=[ModelLabel(**row) for row in jobs.models_of(session, job_id)],
+        models=[ModelLabel(**row) for row in models],
         stages=[views.stage(row, reused, reasons) for row, reused in rows],
         links={
             "whitebox-matrix": f"/results/whitebox-matrix?job={job_id}",
             "blackbox-matrix": f"/results/blackbox-matrix?job={job_id}",
             "figures": f"/results/figures?job={job_id}",
         },
+        cautions=protocol.cautions(asked) if asked else [],
     )
 
 

@@ -13,10 +13,11 @@ from api.errors import RESPONSES, NotFound, QueryText
 from api.forms import FORMS, Accept, Form, IfNoneMatch, answer, chosen, unchanged
 from api.schemas import MatrixReply
 from api.service import Service, ServiceDep
+from core import protocol
 from core.fields import MAX_SEED, Pixels, format_pixels
 from core.jobs import DatasetName
-from core.suites import reductions
 from store import jobs, results
+from store.protocol import asked_of_matrix
 from store.results import Filters, Matrix
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
@@ -51,7 +52,7 @@ class MatrixQuery(BaseModel):
     """Only these models; may be repeated."""
     seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = []
     """Only targets of these seeds; may be repeated."""
-    pairing: Literal["same", "independent"] | None = None
+    pairing: Literal["all", "same", "independent"] | None = None
     """Which substitutes a target meets; left out, as the newest job said."""
     format: Form | None = None
     """Form of the answer; left out, what Accept asks for, else JSON."""
@@ -94,14 +95,14 @@ def blackbox_matrix(
 
 def _whitebox(session: Session, query: MatrixQuery) -> MatrixReply:
     found = results.whitebox(session, query.filters())
-    return views.matrix("whitebox", found, {}, _cautions(session, found, query))
+    return views.matrix("whitebox", found, {}, _cautions(session, found))
 
 
 def _blackbox(session: Session, query: MatrixQuery) -> MatrixReply:
     filters = query.filters()
     found = results.blackbox(session, filters)
     strength = results.self_strength(session, filters, found.scope) if found.scope else {}
-    return views.matrix("blackbox", found, strength, _cautions(session, found, query))
+    return views.matrix("blackbox", found, strength, _cautions(session, found))
 
 
 def _require_job(session: Session, query: MatrixQuery) -> None:
@@ -109,11 +110,11 @@ def _require_job(session: Session, query: MatrixQuery) -> None:
         raise NotFound(f"there is no job {query.job}")
 
 
-def _cautions(session: Session, found: Matrix, query: MatrixQuery) -> list[str]:
-    """Return what is known against believing the models of the table, and how the suite asked for was shortened."""
-    job = jobs.by_id(session, query.job) if query.job is not None else None
+def _cautions(session: Session, found: Matrix) -> list[str]:
+    """Return what is known against believing the table: of its models, and how they and it differ from the paper's."""
     said = results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
-    return [*said, *reductions(job.suite if job else query.suite)]
+    asked = asked_of_matrix(session, found)
+    return [*said, *(protocol.said(asked) if asked else [])]
 
 
 def _answer(

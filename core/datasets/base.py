@@ -41,6 +41,8 @@ class Dataset(Kind):
     """What a reader of results must know about these images; shown wherever they are."""
     real: ClassVar[bool] = True
     """False for images made by a program: results on them are never called by a real set's name."""
+    stands_for: ClassVar[str] = ""
+    """Kind of the dataset that this one is a smaller or another form of, and whose protocol it is measured by."""
     shape: ClassVar[tuple[int, int, int]]
     """Channels, height, width."""
     classes: ClassVar[tuple[str, ...]]
@@ -194,6 +196,7 @@ class RenderedDigits(Dataset):
     """Base of sets that core/digits.py draws where they are needed, kept in DATA_DIR where that can be written."""
 
     real = False
+    stands_for = "svhn"
     note = "digits drawn by a program in SVHN's format; not SVHN, and not comparable with published figures"
     shape = (3, 32, 32)
     classes = tuple("0123456789")

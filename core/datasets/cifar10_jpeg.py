@@ -21,6 +21,7 @@ class Cifar10Jpeg(Dataset):
     kind: Literal["cifar10-jpeg"] = "cifar10-jpeg"
 
     title = "CIFAR-10 (JPEG copy)"
+    stands_for = "cifar10"
     note = "lossy JPEG copy of CIFAR-10 (pixel RMSE 7.8 / 255); not comparable with published figures"
     shape = (3, 32, 32)
     classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -17,6 +17,7 @@ class MnistMini(Dataset):
     kind: Literal["mnist-mini"] = "mnist-mini"
 
     title = "MNIST (mini)"
+    stands_for = "mnist"
     note = "every 6th training and every 5th test image of MNIST; not comparable with results on all of it"
     shape = (1, 28, 28)
     classes = tuple("0123456789")

@@ -1,28 +1,33 @@
 """Tables 1 to 3 of the e2SAD paper: the published cells, and which of a suite's models and attacks stand for them.
 
 `tables.json` holds the published values as they were read from the paper. `MODELS` and `ATTACKS` are the whole mapping
-from the paper's words to our specs. A suite's model stands for one of the paper's where its defense differs from the
-mapped one at most in `REDUCIBLE` fields; every difference of the protocol is said (`Standing.reductions`).
+from the paper's words to our specs. A model of a suite or a job stands for one of the paper's where its defense
+differs from the mapped one at most in `REDUCIBLE` fields; every difference of the protocol is said
+(`Standing.reductions`).
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from fractions import Fraction
+from functools import cache, lru_cache
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
+from core import protocol
 from core.attacks import AnyAttack
 from core.attacks.base import Attack
 from core.datasets import DATASETS
-from core.datasets.base import Dataset
 from core.defenses import AnyDefense
 from core.defenses.base import Defense
+from core.errors import SpecError
 from core.execution import Execution
-from core.jobs import AnyJob, BenchmarkJob, Job, TrainingRequest
-from core.plan import Model, Plan, filled, plan, resolve_training
+from core.jobs import AnyJob, BenchmarkJob, Job
+from core.kinds import Kind
+from core.plan import Model, Plan, plan
+from core.resolve import filled
 from core.suites import expand_suite, suites
 
 SOFT = 0.25
@@ -93,6 +98,7 @@ REDUCIBLE = frozenset({"steps"})
 SUITES = {1: "e2sad-mnist", 2: "e2sad-mnist", 3: "e2sad-svhn"}
 """Table -> the suite that runs it at the paper's protocol."""
 
+K = TypeVar("K", bound=Kind)
 _attack: TypeAdapter[Attack] = TypeAdapter(AnyAttack)
 _defense: TypeAdapter[Defense] = TypeAdapter(AnyDefense)
 _job: TypeAdapter[Job] = TypeAdapter(AnyJob)
@@ -113,22 +119,77 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Standing:
-    """What of a suite stands for a table: recipes of its models, keys of its attacks, and how its protocol differs."""
+class Reading:
+    """One way to read the paper's radii: as printed, in pixel units, or times `scale`, which `said` explains."""
 
-    suite: str
+    said: str = ""
+    scale: Fraction = Fraction(1)
+
+
+READINGS: dict[str, tuple[Reading, ...]] = {
+    "mnist": (Reading(),),
+    "svhn": (
+        Reading(),
+        Reading("radii: counted in the [-1, 1] that the network sees, half as long in pixel units", Fraction(1, 2)),
+    ),
+}
+"""Dataset -> readings of its radii; the paper's description of SVHN's normalisation contradicts itself."""
+RADII = ("eps", "eps1", "eps2")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Whose cells stand beside a table: those of a suite, on its own dataset or on another, or of a job."""
+
+    suite: str | None
+    spec: str
+    """The request, as JSON."""
+    job: int | None = None
+
+    @property
+    def said(self) -> str:
+        """How an error or a reason calls it."""
+        return f"the suite {self.suite}" if self.job is None else f"job {self.job}"
+
+    @property
+    def command(self) -> str:
+        """What runs it, or waits for it."""
+        if self.job is not None:
+            return f"gauntlet watch {self.job}"
+        request: dict[str, Any] = json.loads(self.spec)
+        if list(request) == ["suite"]:
+            return f"gauntlet submit --suite {self.suite} --wait"
+        return f"echo '{self.spec}' | gauntlet submit - --wait"
+
+
+def of_suite(suite: str, dataset: str | None = None) -> Source:
+    """Return the source that a suite is, on `dataset` where one is given that is not its own."""
+    own = suites()[suite].get("dataset", "mnist")
+    return Source(suite, json.dumps({"suite": suite, **({"dataset": dataset} if dataset not in (None, own) else {})}))
+
+
+def of_job(job: int, suite: str | None, spec: dict[str, Any]) -> Source:
+    """Return the source that a stored job is."""
+    return Source(suite, json.dumps(spec, sort_keys=True), job)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What of a source stands for a table: recipes of its models, keys of its attacks, and how its protocol differs."""
+
+    source: Source
     dataset: str
     images: int
     models: dict[str, Model]
-    """Column -> the suite's model, of its first seed."""
+    """Column -> the source's model, of its first seed."""
     substitutes: frozenset[str]
-    """Columns whose models the suite also crafts on for transfer."""
+    """Columns whose models the source also crafts on for transfer."""
     attacks: dict[tuple[str, str | None], Attack]
-    """(row, loss) -> the suite's attack; the loss is None where nothing is climbed."""
+    """(row, loss) -> the source's attack; the loss is None where nothing is climbed."""
     transfer: dict[str, Attack]
-    """Loss -> the attack of the suite's transfer."""
+    """Loss -> the attack of the source's transfer."""
     reductions: tuple[str, ...]
-    """How the suite's protocol differs from the paper's, a sentence each; empty at the paper's own."""
+    """How the source's protocol differs from the paper's, a sentence each; empty at the paper's own."""
 
 
 def tables() -> dict[str, Any]:
@@ -157,40 +218,60 @@ def _frozen(spec: dict[str, Any]) -> str:
 
 
 def fits(number: int, suite: str) -> bool:
-    """Return whether the suite's dataset has images of the table's form, so that its cells may stand beside it."""
-    dataset = suites()[suite].get("dataset", "mnist")
-    return dataset in DATASETS and DATASETS[dataset].shape == DATASETS[published(number).dataset].shape
+    """Return whether any model of the suite stands for one of the table's."""
+    try:
+        standing(number, of_suite(suite), Execution())
+    except SpecError:
+        return False
+    return True
 
 
-def standing(number: int, suite: str, execution: Execution) -> Standing:
-    """Return what of `suite`, executed so, stands for Table `number`."""
-    return _standing(number, suite, execution.model_dump_json())
+def standing(number: int, source: Source, execution: Execution) -> Standing:
+    """Return what of `source`, executed so, stands for Table `number`.
+
+    Raises:
+        SpecError: nothing of it does: it is on images of another form, evaluates nothing, or has none of the models.
+    """
+    return _standing(number, source, execution.model_dump_json())
 
 
-@cache
-def _standing(number: int, suite: str, executed: str) -> Standing:
+@lru_cache(maxsize=1000)
+def _standing(number: int, source: Source, executed: str) -> Standing:
     table, execution = published(number), Execution.model_validate_json(executed)
-    job = _job.validate_python(expand_suite({"suite": suite}))
-    if not isinstance(job, BenchmarkJob):
-        return Standing(suite, table.dataset, 0, {}, frozenset(), {}, {}, ())
+    job = _benchmark(table, source)
     planned = _planned(job, execution)
-    models = {
-        name: found
-        for name, (_, ours) in MODELS[table.dataset].items()
-        if (found := _model(planned, _resolved(ours, table.dataset)))
-    }
+    reading = max(READINGS[table.dataset], key=lambda one: len(_models(planned, table.dataset, one)))
+    models = _models(planned, table.dataset, reading)
+    if not models:
+        raise SpecError(f"{source.said} has no model of table {number}")
     recipes = {model.train.recipe for model in planned.substitutes}
     images = next(stage.images for stage in planned.ordered if stage.images)
+    differences = protocol.reductions(
+        protocol.Asked(planned.dataset, {name: model.train for name, model in models.items()}, images)
+    )
     return Standing(
-        suite,
+        source,
         planned.dataset,
         images,
         models,
         frozenset(name for name, model in models.items() if model.train.recipe in recipes),
-        _panel(planned, table.dataset),
+        _panel(planned, table.dataset, reading),
         _transfers(planned, table.dataset),
-        tuple(_reductions(table.dataset, planned.dataset, images, models)),
+        (*([reading.said] if reading.said else []), *differences),
     )
+
+
+def _benchmark(table: Published, source: Source) -> BenchmarkJob:
+    request: dict[str, Any] = json.loads(source.spec)
+    try:
+        job = _job.validate_python(expand_suite(request) if "suite" in request else request)
+    except ValidationError:
+        raise SpecError(f"{source.said} was made by another version of the code, which this one cannot read") from None
+    if not isinstance(job, BenchmarkJob):
+        raise SpecError(f"{source.said} is no benchmark: it evaluates none of table {table.number}'s models")
+    if DATASETS[job.dataset].shape != DATASETS[table.dataset].shape:
+        raise SpecError(f"{source.said} is on other images than table {table.number}")
+    return job
 
 
 def _planned(job: BenchmarkJob, execution: Execution) -> Plan:
@@ -202,8 +283,22 @@ def _resolved(spec: dict[str, Any], dataset: str) -> Defense:
     return filled(_defense.validate_python(spec), DATASETS[dataset]())
 
 
+def _models(planned: Plan, dataset: str, reading: Reading) -> dict[str, Model]:
+    """Return column -> the plan's target that stands for it, in the paper's order."""
+    found = {
+        name: _model(planned, _scaled(_resolved(ours, dataset), reading)) for name, (_, ours) in MODELS[dataset].items()
+    }
+    return {name: model for name, model in found.items() if model}
+
+
+def _scaled(spec: K, reading: Reading) -> K:
+    """Return the spec with its radii as `reading` has them."""
+    radii = {name: getattr(spec, name) * reading.scale for name in RADII if name in type(spec).model_fields}
+    return spec.model_copy(update=radii)
+
+
 def _model(planned: Plan, paper: Defense) -> Model | None:
-    """Return the suite's target whose defense is the paper's, apart from what a shortened suite may reduce."""
+    """Return the target whose defense is the paper's, apart from what a shortened suite may reduce."""
     alike = [model for model in planned.targets if not _differing(model.train.defense, paper) - REDUCIBLE]
     return min(alike, key=lambda model: len(_differing(model.train.defense, paper)), default=None)
 
@@ -215,14 +310,14 @@ def _differing(ours: Defense, paper: Defense) -> set[str]:
     return {name for name in theirs if mine[name] != theirs[name]}
 
 
-def _panel(planned: Plan, dataset: str) -> dict[tuple[str, str | None], Attack]:
+def _panel(planned: Plan, dataset: str, reading: Reading) -> dict[tuple[str, str | None], Attack]:
     """Return the suite's white-box attacks by the paper's names and the loss they climb."""
     seen = [stage.evaluation for stage in planned.ordered if stage.evaluation and stage.evaluation.whitebox]
     attacks = {evaluation.attack.identity(): evaluation.attack for evaluation in seen}
     found: dict[tuple[str, str | None], Attack] = {}
     for name, (_, ours) in ATTACKS[dataset].items():
         for loss in losses_of(name):
-            attack = _attack.validate_python(ours if loss is None else {**ours, "loss": loss})
+            attack = _scaled(_attack.validate_python(ours if loss is None else {**ours, "loss": loss}), reading)
             if attack.identity() in attacks:
                 found[name, loss] = attack
     return found
@@ -244,35 +339,3 @@ def _transfers(planned: Plan, dataset: str) -> dict[str, Attack]:
     }
     attacks = {loss: _attack.validate_python({**ours, "loss": loss}) for loss in LOSSES}
     return {loss: attack for loss, attack in attacks.items() if attack.identity() in crafted}
-
-
-def _reductions(paper: str, dataset: str, images: int, models: dict[str, Model]) -> list[str]:
-    """Return every difference between the suite's protocol and the paper's."""
-    theirs: Dataset = DATASETS[paper]()
-    said: list[str] = []
-    if dataset != paper:
-        ours = DATASETS[dataset]()
-        note = f" ({ours.note})" if ours.note else ""
-        said.append(f"dataset: {ours.title}, {ours.train_size:,} training images, instead of {theirs.title}{note}")
-    schedule = resolve_training(TrainingRequest(), theirs).model_dump(mode="json")
-    changes: dict[str, list[str]] = {}
-    for name, model in models.items():
-        for change in _changes(name, model, schedule, paper):
-            changes.setdefault(change, []).append(name)
-    for change, names in changes.items():
-        said.append(f"{change} ({'all models' if len(names) == len(models) else ', '.join(names)})")
-    if images < theirs.test_size:
-        said.append(f"test images: the first {images:,} instead of {theirs.test_size:,}")
-    return said
-
-
-def _changes(name: str, model: Model, schedule: dict[str, Any], paper: str) -> list[str]:
-    train = model.train
-    mine = train.training.model_dump(mode="json")
-    said = [f"{field}: {mine[field]} instead of {value}" for field, value in schedule.items() if mine[field] != value]
-    theirs = _resolved(MODELS[paper][name][1], paper)
-    for field in sorted(_differing(train.defense, theirs)):
-        said.append(f"training {field}: {getattr(train.defense, field)} instead of {getattr(theirs, field)}")
-    if train.network.kind != DATASETS[paper].network or train.network.differences():
-        said.append(f"network: {train.network.kind} {train.network.differences() or ''}".strip())
-    return said

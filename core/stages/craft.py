@@ -5,7 +5,7 @@ from typing import Literal
 from core.attacks import AnyAttack
 from core.fields import Count
 from core.stages.base import Context, Outcome, Stage, micro_batch
-from core.stages.train import WEIGHTS, Train
+from core.stages.train import loaded
 
 EXAMPLES = "examples"
 
@@ -32,20 +32,12 @@ class Craft(Stage):
 
         from core.evaluation import PORTION, craft
         from core.portions import Portion
-        from core.training import load_model, weights_from_bytes
 
-        substitute = context.parent(self.substitute)
-        model_spec = substitute.spec
-        if not isinstance(model_spec, Train):
-            raise TypeError(f"{self.substitute} is no train stage")
-        weights = weights_from_bytes(context.artifact(substitute.artifact(WEIGHTS)))
-        model = load_model(model_spec.network, weights, self.execution)
-        data = context.dataset(model_spec.dataset)
-        images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]
+        spec, model, images, labels = loaded(context, self.substitute, self.execution, self.limit)
         portion = Portion(PORTION[self.execution.device], context.log)
         adversarial = craft(
             self.attack, model, images, labels, self.execution,
-            smoothing=model_spec.defense.label_smoothing, monitor=context.monitor, portion=portion,
+            smoothing=spec.defense.label_smoothing, monitor=context.monitor, portion=portion,
         )  # fmt: skip
         distance = (adversarial - images.to(torch.float32) / 255).abs().amax().item()
         payload = {

@@ -6,7 +6,7 @@ from typing import Literal
 
 from core.figures import AnyFigure
 from core.figures.base import Part
-from core.stages.base import Context, Outcome, Stage
+from core.stages.base import Context, Finished, Outcome, Stage
 
 VALUES = "values"
 MEDIA = {
@@ -46,8 +46,8 @@ class Draw(Stage):
 
     def _part(self, context: Context, key: str, label: str) -> Part:
         found = context.parent(key)
-        return Part(label, found.payload, partial(_artifact, context, found.artifacts))
+        return Part(label, found.payload, partial(_artifact, context, found))
 
 
-def _artifact(context: Context, artifacts: dict[str, str], name: str) -> bytes:
-    return context.artifact(artifacts[name])
+def _artifact(context: Context, found: Finished, name: str) -> bytes:
+    return context.artifact(found.artifact(name))

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from core.fields import Count
 from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.stages.craft import EXAMPLES, Craft
-from core.stages.train import WEIGHTS, Train
+from core.stages.train import loaded
 
 CORRECT = "correct"
 PREDICTIONS = "predictions"
@@ -30,18 +30,10 @@ class Evaluate(Stage):
         """Return n, n_correct, the predicted labels and the per-example correctness bits."""
         from core.evaluation import PORTION, correct_bits, predict
         from core.portions import Portion
-        from core.training import load_model, weights_from_bytes
 
-        target = context.parent(self.target)
-        spec = target.spec
-        if not isinstance(spec, Train):
-            raise TypeError(f"{self.target} is no train stage")
-        data = context.dataset(spec.dataset)
-        labels = data.test_labels[: self.limit]
-        images = data.test_images[: self.limit] if self.examples is None else self._examples(context)
-        weights = weights_from_bytes(context.artifact(target.artifact(WEIGHTS)))
+        _, model, clean, labels = loaded(context, self.target, self.execution, self.limit)
+        images = clean if self.examples is None else self._examples(context)
         portion = Portion(PORTION[self.execution.device], context.log)
-        model = load_model(spec.network, weights, self.execution)
         predictions = predict(model, images, self.execution, portion=portion)
         correct = predictions == labels
         payload = {"n": len(labels), "n_correct": int(correct.sum())}

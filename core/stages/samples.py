@@ -33,11 +33,9 @@ class Samples(Stage):
         from core.portions import Portion
         from core.surfaces import two_steps
 
-        spec, model = loaded(context, self.target, self.execution)
-        data = context.dataset(spec.dataset)
-        present = data.test_labels.unique()
-        positions = torch.stack([(data.test_labels == label).nonzero()[0, 0] for label in present])
-        labels = data.test_labels[positions]
+        spec, model, images, every = loaded(context, self.target, self.execution)
+        positions = torch.stack([(every == label).nonzero()[0, 0] for label in every.unique()])
+        labels = every[positions]
         portion = Portion(len(labels), context.log)
 
         def steps(begin: int, size: int) -> torch.Tensor:
@@ -45,14 +43,14 @@ class Samples(Stage):
             return torch.stack(two_steps(self.path, model, clean[of], here[0][of], here[1][of]))
 
         with configured(self.execution):
-            clean = unit_images(data.test_images[positions], self.execution)
+            clean = unit_images(images[positions], self.execution)
             first, second = torch.cat(list(portion.over(len(labels), steps)), dim=1)
-        images = {name: step.to("cpu", torch.float32, memory_format=torch.contiguous_format)
-                  for name, step in zip(STEPS, (clean, first, second), strict=True)}  # fmt: skip
-        seen = {name: predict(model, step, self.execution).tolist() for name, step in images.items()}
+        shown = {name: step.to("cpu", torch.float32, memory_format=torch.contiguous_format)
+                 for name, step in zip(STEPS, (clean, first, second), strict=True)}  # fmt: skip
+        seen = {name: predict(model, step, self.execution).tolist() for name, step in shown.items()}
         payload = {
             "dataset": spec.dataset, "n": len(labels), "steps": self.path.label(), "positions": positions.tolist(),
             "labels": labels.tolist(), "predictions": seen,
         }  # fmt: skip
-        artifacts = {IMAGES: ("application/x-safetensors", save(images))}
+        artifacts = {IMAGES: ("application/x-safetensors", save(shown))}
         return Outcome(payload, artifacts, environment=micro_batch(portion.lowered))

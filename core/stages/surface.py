@@ -58,9 +58,7 @@ class Surface(Stage):
         from core.portions import Portion
         from core.surfaces import PORTION, Plane, grid
 
-        spec, model = loaded(context, self.target, self.execution)
-        data = context.dataset(spec.dataset)
-        images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]
+        spec, model, images, labels = loaded(context, self.target, self.execution, self.limit)
         plane = Plane(self.direction, self.ticks, self.across == "path", self.clip, self.seed)
         portion = Portion(PORTION, context.log)
         found = grid(

@@ -29,9 +29,7 @@ class Sweep(Stage):
         """Return n, and the number classified correctly at every radius."""
         from core.evaluation import craft, predict
 
-        spec, model = loaded(context, self.target, self.execution)
-        data = context.dataset(spec.dataset)
-        images, labels = data.test_images[: self.limit], data.test_labels[: self.limit]
+        spec, model, images, labels = loaded(context, self.target, self.execution, self.limit)
         counts: list[int] = []
         for eps in self.eps:
             attack = type(self.attack).model_validate({**self.attack.model_dump(), "eps": eps})

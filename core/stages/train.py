@@ -1,7 +1,7 @@
 """Stage kind `train`: one defense trained once."""
 
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from core.canonical import digest
 from core.datasets import DATASETS
@@ -14,7 +14,9 @@ from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.training import Training
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from core.datasets.base import Data
 
 WEIGHTS = "weights"
 CURVE = "curve"
@@ -54,13 +56,24 @@ class Train(Stage):
         examples = self.training.iterations * self.training.batch_size
         return self.defense.passes().units * self.network.flop * examples
 
+    def data(self, context: Context) -> "Data":
+        """Return the dataset, of the content that this stage's key names.
+
+        Raises:
+            OtherCode: the dataset has another content here; what its images show is another stage's result.
+        """
+        if self.dataset not in DATASETS or DATASETS[self.dataset]().sha256 != self.dataset_sha256:
+            raise OtherCode(
+                f"the dataset {self.dataset} has another content here than when its training was planned; where no "
+                "worker has that content any more, post the training anew"
+            )
+        return context.dataset(self.dataset)
+
     def run(self, context: Context) -> Outcome:
         """Return weights and curve, from the newest sound checkpoint where there is one."""
         from core.training import train, weights_to_bytes
 
-        if self.dataset not in DATASETS or DATASETS[self.dataset]().sha256 != self.dataset_sha256:
-            raise OtherCode(f"dataset {self.dataset} is not known here with the files that this job was planned for")
-        data = context.dataset(self.dataset)
+        data = self.data(context)
 
         def attempt(resume: bytes | None) -> Any:
             return train(
@@ -82,15 +95,33 @@ class Train(Stage):
         return Outcome(payload, artifacts, trained.seconds, micro_batch(trained.micro_batch))
 
 
-def loaded(context: Context, key: str, execution: Execution) -> "tuple[Train, nn.Module]":
-    """Return the spec and the model of the finished train stage `key`, ready to be looked at as `execution` says."""
+class Trained(NamedTuple):
+    """A finished training to look at: its spec, its model, and the test images and labels that belong to it."""
+
+    spec: Train
+    model: "nn.Module"
+    images: "Tensor"
+    labels: "Tensor"
+
+
+def loaded(context: Context, key: str, execution: Execution, limit: int | None = None) -> Trained:
+    """Return what the finished train stage `key` found, ready to be looked at as `execution` says.
+
+    The images are the first `limit` of the test set, or all.
+
+    Raises:
+        SpecError: the weights were left behind by an import.
+        OtherCode: the dataset has another content here.
+    """
     from core.training import load_model, weights_from_bytes
 
     found = context.parent(key)
     if not isinstance(found.spec, Train):
         raise TypeError(f"{key} is no train stage")
-    weights = weights_from_bytes(context.artifact(found.artifacts[WEIGHTS]))
-    return found.spec, load_model(found.spec.network, weights, execution)
+    data = found.spec.data(context)
+    weights = weights_from_bytes(context.artifact(found.artifact(WEIGHTS)))
+    model = load_model(found.spec.network, weights, execution)
+    return Trained(found.spec, model, data.test_images[:limit], data.test_labels[:limit])
 
 
 def _from_newest(context: Context, attempt: Any) -> Any:

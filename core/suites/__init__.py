@@ -1,15 +1,24 @@
 """Named suites: YAML files in core/suites/ with the schema of a job."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from core.errors import SpecError
 
-ABOUT = frozenset({"description", "reductions"})
-"""What a suite's file says of itself, beside the job's fields: `reductions` is how it was shortened, line by line."""
+ABOUT = "description"
+"""What a suite's file says of itself, beside the job's fields."""
+LENGTHS = ("iterations", "epochs")
+"""Two ways to give the length of a training: one given hides both of the suite's."""
+EITHER = {
+    "models": ("defenses", "defense", "dataset", "network", "training", "seeds"),
+    "defense": ("defenses", "models"),
+    "defenses": ("defense", "models"),
+}
+"""A field -> the suite's fields that it takes the place of."""
 
 
 @cache
@@ -23,23 +32,48 @@ def suites() -> dict[str, dict[str, Any]]:
 def expand_suite(request: dict[str, Any]) -> dict[str, Any]:
     """Return the job spec of ``{"suite": NAME, ...}``: the suite's fields, overridden by the others given.
 
-    `defense` replaces the suite's `defenses`.
+    An object that is no kind of something, such as `training`, is overridden field by field. `defense` takes the place
+    of the suite's `defenses`, `models` that of all it says of trainings.
 
     Raises:
-        SpecError: no suite has that name.
+        SpecError: no suite has that name, or the request names a kind, which is the suite's to say.
     """
     name = request["suite"]
     if not isinstance(name, str) or name not in suites():
         allowed = sorted(suites())
         raise SpecError(f"there is no suite {name!r}; allowed: {', '.join(allowed)}", ("suite",), allowed)
-    spec = {key: value for key, value in suites()[name].items() if key not in ABOUT}
+    spec = {key: value for key, value in suites()[name].items() if key != ABOUT}
+    if "kind" in request:
+        raise SpecError(f"the suite {name} is of kind {spec['kind']}; give a suite or a kind, not both", ("kind",))
     overrides = {key: value for key, value in request.items() if key != "suite"}
-    if "defense" in overrides:
-        spec.pop("defenses", None)
-    return {"name": name, **spec, **overrides}
+    hidden = {field for key in overrides for field in EITHER.get(key, ())}
+    kept = {key: value for key, value in spec.items() if key not in hidden}
+    return {"name": name, **kept, **{key: _over(value, kept.get(key)) for key, value in overrides.items()}}
 
 
-def reductions(name: str | None) -> list[str]:
-    """Return how the suite was shortened against the paper's protocol, one sentence each; none where it was not."""
-    said = suites().get(name or "", {}).get("reductions", [])
-    return [f"{name} is shortened: {reduction}" for reduction in said]
+def _over(mine: Any, suites_own: Any) -> Any:
+    """Return the request's value of a field, with what it leaves out of a plain object taken from the suite's."""
+    if not (isinstance(mine, dict) and isinstance(suites_own, dict)) or "kind" in suites_own:
+        return cast(Any, mine)
+    given, usual = cast(dict[str, Any], mine), cast(dict[str, Any], suites_own)
+    hidden = LENGTHS if any(name in given for name in LENGTHS) else ()
+    return {**{name: value for name, value in usual.items() if name not in hidden}, **given}
+
+
+def inherited(path: Sequence[str | int], request: dict[str, Any]) -> bool:
+    """Return whether the field at `path` of an expanded suite is the suite's own, not one that the request gives."""
+    whole: Any = expand_suite(request)
+    mine: Any = request
+    for part in path:
+        if not _has(whole, part):
+            return False
+        if not _has(mine, part):
+            return True
+        whole, mine = whole[part], mine[part]
+    return False
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, dict):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and part < len(cast(list[Any], value))

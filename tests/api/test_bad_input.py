@@ -131,6 +131,12 @@ TABLE: dict[str, tuple[Any, str, str, list[str] | None]] = {
     # words
     "optimiser": (training(optimiser="rmsprop"), "training.optimiser", "'adam' or 'sgd'", ["adam", "sgd"]),
     "device": ({**ONE, "device": "tpu"}, "device", "'auto', 'cpu' or 'cuda'", ["auto", "cpu", "cuda"]),
+    "pairing nobody has": ({**ONE, "substitute_seeds": [7], "pairing": "same"}, "pairing",
+                           "no target meets a substitute of its own seed", ["independent"]),
+    "pairing with oneself": ({"defenses": [NATURAL, FGSM_ADV], "substitutes": ["natural H"], "pairing": "independent"},
+                             "pairing", "no target meets a substitute of another seed", ["same"]),
+    "pairing with oneself alone": ({**ONE, "substitutes": ["natural H"], "pairing": "independent"}, "pairing",
+                                   "no target meets a substitute of another seed", ["same"]),
     "pairing": ({**ONE, "pairing": "any"}, "pairing", "'same' or 'independent'", ["same", "independent"]),
     "loss": (attack(loss="hinge"), "attacks.0.loss", "'label' or 'training'", ["label", "training"]),
     "dataset": ({**ONE, "dataset": "imagenet"}, "dataset", "unknown dataset 'imagenet'", sorted(DATASETS)),
@@ -198,6 +204,14 @@ TABLE: dict[str, tuple[Any, str, str, list[str] | None]] = {
     "network of a model": (targets({**ONE, "network": {"kind": "svhn_cnn"}}), "targets.0.network", "takes images",
                            FIT),
     # models that do not exist
+    "unknown key of a figure": (
+        {"kind": "figure", "models": [{"key": NO_KEY}], "figures": [{"kind": "curves"}]}, "models.0.key",
+        "no trained model has this key", None),
+    **{f"{name} beside models": (
+        {"kind": "figure", "models": [{"key": NO_KEY}], "figures": [{"kind": "curves"}], name: value}, name,
+        f"models that exist have a {name} of their own", None)
+       for name, value in (("dataset", "mnist"), ("training", {}), ("seeds", [0]), ("network", {"kind": "mnist_cnn"}))},
+    "kind beside a suite": ({"suite": "quickstart", "kind": "train"}, "kind", "the suite quickstart is of kind", None),
     "unknown key": (targets({"key": NO_KEY}), "targets.0.key", "no trained model has this key", None),
     "key of another form": (targets({"key": "abc"}), "targets.0.key", "should match pattern", None),
     "key in capitals": (targets({"key": "A" * 64}), "targets.0.key", "should match pattern", None),
@@ -239,10 +253,15 @@ def refusal(answer: Any, status: int, code: str) -> dict[str, Any]:
     return error
 
 
+MISSING = {"unknown key", "never trained", "unknown key of a figure"}
+"""Nothing is wrong with the body; the model that it names is not there."""
+
+
 @pytest.mark.parametrize("case", TABLE)
 def test_a_body_that_is_wrong(strict_house: House, case: str):
     body, path, message, allowed = TABLE[case]
-    error = refusal(strict_house.client.post("/jobs", content=json.dumps(body)), 422, "invalid")
+    status, code = (404, "not_found") if case in MISSING else (422, "invalid")
+    error = refusal(strict_house.client.post("/jobs", content=json.dumps(body)), status, code)
     field = error["fields"][0]
     assert field["path"] == path
     assert message in field["message"]
@@ -378,7 +397,7 @@ ADDRESSES = {
     "/results/whitebox-matrix?dataset=imagenet": (422, "dataset", "unknown dataset 'imagenet'"),
     "/results/whitebox-matrix?device=tpu": (422, "device", "'cpu' or 'cuda'"),
     "/results/whitebox-matrix?format=xml": (422, "format", "'json', 'csv', 'markdown' or 'latex'"),
-    "/results/whitebox-matrix?pairing=any": (422, "pairing", "'same' or 'independent'"),
+    "/results/whitebox-matrix?pairing=any": (422, "pairing", "'all', 'same' or 'independent'"),
     "/results/whitebox-matrix?epz=0.3": (422, "epz", "unknown parameter; allowed: attack, dataset"),
     "/results/greybox-matrix": (404, None, "there is nothing at /results/greybox-matrix"),
     "/nowhere": (404, None, "there is nothing at /nowhere"),

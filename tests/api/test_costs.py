@@ -90,3 +90,17 @@ class TestCurves:
         found = small_house.get("/results/curves", job=job["id"])
         assert found["curves"] == []
         assert set(found["missing"].values()) == {"its result holds no curve"}
+
+    def test_one_bad_file_is_said_and_hides_nothing_else(self, small_house: House, file: Path):
+        service = small_house.service
+        import_file(service.database, service.store, file)
+        curves = small_house.get("/results/curves", suite="timed")["curves"]
+        shas = [small_house.get(f"/stages/{one['key']}")["artifacts"]["curve"] for one in curves[:2]]
+        service.store.path(shas[0]).unlink()
+        path = service.store.path(shas[1])
+        path.chmod(0o600)
+        path.write_bytes(b"[]")
+        found = small_house.get("/results/curves", suite="timed")
+        assert [one["key"] for one in found["curves"]] == [one["key"] for one in curves[2:]]
+        assert "is missing" in found["missing"][curves[0]["key"]]
+        assert "has been altered" in found["missing"][curves[1]["key"]]

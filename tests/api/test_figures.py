@@ -1,12 +1,16 @@
 """Figure jobs over HTTP: posting, listing, values, media types, and what is refused."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import insert, update
 
 from core.stages.draw import MEDIA
 from store import stages
+from store.models import Artifact, StageArtifact
 from store.stages import StoredArtifact
 from tests import factories
 from tests.api.house import House
@@ -65,6 +69,7 @@ def test_surfaces_come_with_their_values_once_they_are_drawn(house: House):
     house.post(JOB)
     (waiting,) = house.get("/results/surfaces")
     assert (waiting["values"], waiting["links"], waiting["caption"]) == (None, {}, None)
+    assert waiting["reason"] == "not drawn yet (blocked)"
     finish(house)
     (drawn,) = house.get("/results/surfaces")
     assert drawn["values"] == VALUES
@@ -150,3 +155,33 @@ def test_a_figure_that_is_wrong_is_422_and_names_its_field(lasting_house: House,
 def test_a_model_key_of_another_form_is_422(small_house: House):
     answer = small_house.client.get("/results/surfaces", params={"model": "abc"})
     assert (answer.status_code, answer.json()["error"]["fields"][0]["path"]) == (422, "model")
+
+
+def altered(path: Path) -> None:
+    path.chmod(0o600)
+    path.write_bytes(b"[]")
+
+
+@pytest.mark.parametrize(("damage", "said"), [(Path.unlink, "is missing"), (altered, "altered"), (None, "no JSON")])
+def test_one_bad_file_is_said_and_hides_nothing_else(
+    small_house: House, damage: Callable[[Path], None] | None, said: str
+):
+    store = small_house.service.store
+    small_house.post(JOB)
+    small_house.post({**JOB, "defense": {"kind": "e2sad"}})
+    finish(small_house)
+    other, bad = small_house.get("/results/surfaces")
+    mine = b"[" * 9 if said == "no JSON" else b"{}"  # a file of its own: equal values share one
+    sha256 = store.put(mine)
+    with small_house.service.database.write() as session:
+        stage = stages.by_key(session, bad["key"])
+        assert stage is not None
+        session.execute(insert(Artifact).values(sha256=sha256, size=len(mine), media_type="", created_at=0))
+        values = update(StageArtifact).where(StageArtifact.stage_id == stage.id, StageArtifact.name == "values")
+        session.execute(values.values(sha256=sha256))
+    if damage:
+        damage(store.path(sha256))
+    found = {surface["key"]: surface for surface in small_house.get("/results/surfaces")}
+    assert (found[other["key"]]["values"], found[other["key"]]["reason"]) == (VALUES, None)
+    assert found[bad["key"]]["values"] is None
+    assert said in found[bad["key"]]["reason"]

@@ -125,12 +125,45 @@ class TestOneSeed:
         database, threads = one_seed.service.database, Execution(threads=7)
         before = one_seed.get("/results/paper/1", **TINY)
         fewer = {**suites()["e2sad-mnist-tiny"], "attacks": [{"kind": "none"}]}
-        del fewer["description"], fewer["reductions"]
+        del fewer["description"]
         factories.post(database, fewer, execution=threads)
         factories.finish(database, lambda claim: 1 if claim.kind == "evaluate" else 0)
         after = one_seed.get("/results/paper/1", **TINY)
         assert after["cells"] == before["cells"]
         assert [other["execution"]["threads"] for other in after["others"]] == [7]
+        (other,) = after["others"]
+        seven = one_seed.get("/results/paper/1", **TINY, execution=other["key"])
+        assert (seven["execution"]["threads"], seven["execution_key"]) == (7, other["key"])
+        assert seven["others"] == []
+        clean = measurements(seven)["clean", "e2SAD S", None]
+        assert (clean["n"], clean["n_correct"]) == (20, 1)
+        again = one_seed.get("/results/paper/1", **TINY, execution=before["execution_key"])
+        assert again["cells"] == before["cells"]
+        refused = one_seed.client.get("/results/paper/1", params={**TINY, "execution": "0" * 12})
+        assert (refused.status_code, refused.json()["error"]["fields"][0]["path"]) == (422, "execution")
+
+    def test_a_job_stands_by_what_it_asked_for(self, one_seed: House):
+        (job,) = [job["id"] for job in one_seed.get("/jobs", suite="e2sad-mnist-tiny")["jobs"]]
+        whole = one_seed.get("/results/paper/1", **TINY)
+        found = one_seed.get("/results/paper/1", job=job)
+        assert (found["job"], found["suite"], found["cells"]) == (job, "e2sad-mnist-tiny", whole["cells"])
+        few = {"dataset": "mnist-mini", "defense": {"kind": "natural"}, "training": {"iterations": 2, "batch_size": 16}}
+        mine = one_seed.post({**few, "attacks": [{"kind": "fgsm"}], "substitutes": [], "limit": 20})
+        table = measurements(one_seed.get("/results/paper/1", job=mine["id"]))
+        assert table["FGSM .3", "Natural H", "label"]["n"] == 20, "shared with the suite, and asked for by the job"
+        assert table["FGSM .4", "Natural H", "label"]["reason"].startswith(f"job {mine['id']} does not attack so")
+        assert table["clean", "e2SAD S", None]["reason"].startswith(f"job {mine['id']} has no model that stands for")
+
+    @pytest.mark.parametrize(
+        ("query", "status", "path"),
+        [({"job": 999}, 404, None), ({"job": 1, "suite": "e2sad-mnist-tiny"}, 422, "suite"),
+         ({"job": 1, "dataset": "mnist"}, 422, "dataset"), ({"dataset": "svhn"}, 422, "dataset"),
+         ({"suite": "figures-tiny"}, 422, "suite"), ({"execution": "x"}, 422, "execution")],
+    )  # fmt: skip
+    def test_what_cannot_be_shown_is_refused(self, one_seed: House, query: Any, status: int, path: str | None):
+        answer = one_seed.client.get("/results/paper/1", params=query)
+        assert answer.status_code == status, answer.text
+        assert [field["path"] for field in answer.json()["error"]["fields"]] == ([path] if path else [])
 
     @pytest.mark.parametrize("number", [1, 2])
     def test_forms(self, one_seed: House, number: int):
@@ -173,3 +206,26 @@ class TestSeveralSeeds:
         three_seeds.post({**TINY, "substitute_seeds": [77], "pairing": "independent"})
         three_seeds.work(3)
         assert three_seeds.get("/results/paper/1", **TINY)["cells"] == before
+
+
+def test_a_suite_on_another_dataset_stands_beside_its_table(small_house: House):
+    body = {"suite": "e2sad-svhn-tiny", "dataset": "synth-digits"}
+    job = small_house.post(body)
+    small_house.work(6)
+    table = small_house.get("/results/paper/3", **body)
+    assert (table["scope"]["dataset"], table["protocol"]) == ("synth-digits", "reduced")
+    assert any("synth-digits, 73,257 training images, instead of SVHN" in line for line in table["reductions"])
+    assert {ours["n"] for ours in measurements(table).values()} == {10}
+    assert small_house.get("/results/paper/3", job=job["id"])["cells"] == table["cells"]
+    own = small_house.get("/results/paper/3", suite="e2sad-svhn-tiny")
+    assert {ours["n"] for ours in measurements(own).values()} == {0}, "nobody ran it on its own dataset"
+
+
+def test_the_normalised_reading_stands_beside_table_3(small_house: House):
+    small_house.post({"suite": "e2sad-svhn-normalised", "training": {"iterations": 1}})
+    table = small_house.get("/results/paper/3", suite="e2sad-svhn-normalised")
+    assert (table["protocol"], len(table["reductions"])) == ("reduced", 1)
+    assert {ours["reason"] for ours in measurements(table).values()} == {"not run"}
+    job = small_house.get("/results/paper/3", job=1)
+    assert "iterations: 1 instead of 5740 (all models)" in job["reductions"]
+    assert {ours["reason"] for ours in measurements(job).values()} == {"seed 0: not finished (blocked)"}

@@ -49,7 +49,7 @@ class TestEmpty:
         matrix = house.get(address)
         assert matrix == {
             "matrix": matrix["matrix"], "scope": None, "pairing": None, "rows": [], "columns": [], "cells": [],
-            "others": [], "cautions": [],
+            "others": [], "reason": "no evaluations yet, or none that fit the filters", "cautions": [],
         }  # fmt: skip
         assert house.client.get(address, params={"format": "csv"}).text == ",".join(COLUMNS) + "\n"
         assert "no evaluations" in house.client.get(address, params={"format": "markdown"}).text

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from core.datasets import DATASETS
 from core.suites import suites
 from tests.api.conftest import opened
 from tests.api.house import House
@@ -44,17 +45,46 @@ def test_tiny_suites_need_nothing(bare_house: House, suite: str):
 
 
 def test_a_shortened_suite_says_so_in_its_plan_and_in_its_matrices(small_house: House):
-    said = [f"e2sad-svhn-tiny is shortened: {line}" for line in suites()["e2sad-svhn-tiny"]["reductions"]]
-    assert len(said) == 3
+    said = [
+        "not the paper's protocol: dataset: synth-digits (mini), 4,000 training images, instead of SVHN",
+        "not the paper's protocol: iterations: 2 instead of 5740 (all models)",
+        "not the paper's protocol: batch_size: 16 instead of 256 (all models)",
+        "not the paper's protocol: training steps: 2 instead of 10 (IFGSM H)",
+        "not the paper's protocol: test images: the first 10 instead of 26,032",
+    ]
     body = {"suite": "e2sad-svhn-tiny"}
-    assert small_house.plan(body)["cautions"][-3:] == said
+    note = f"synth-digits-mini: {DATASETS['synth-digits-mini'].note}"
+    assert small_house.plan(body)["cautions"] == [note, *said]
     job = small_house.post(body)
+    assert job["cautions"] == [note, *said]
     small_house.work(7)
     for query in ({"job": job["id"]}, {"suite": "e2sad-svhn-tiny"}):
         assert small_house.get("/results/whitebox-matrix", **query)["cautions"] == said
     whole = small_house.post({**suites_spec("e2sad-svhn-tiny"), "name": "by its fields"})
-    assert small_house.get("/results/whitebox-matrix", job=whole["id"])["cautions"] == []
+    assert small_house.get(f"/jobs/{whole['id']}")["cautions"] == [note, *said]
+    assert small_house.get("/results/whitebox-matrix", job=whole["id"])["cautions"] == said
+
+
+def test_a_job_says_its_models_cautions_and_how_its_figures_are_shortened(small_house: House):
+    job = small_house.post({"suite": "figures-tiny"})
+    assert job["cautions"] == small_house.plan({"suite": "figures-tiny"})["cautions"]
+    assert "not the paper's protocol: surfaces: 3 x 3 points instead of 21 x 21" in job["cautions"]
+    literal = small_house.post({"suite": "second-step-tiny"})["cautions"]
+    assert any(line.startswith("literal: ") for line in literal)
+
+
+def test_a_field_that_comes_from_the_suite_says_so(small_house: House):
+    """`models` takes the place of the trainings; the figures' names of them are still the suite's."""
+    model = small_house.post({"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}})["models"][0]
+    small_house.work(0)
+    body = {"suite": "figures-tiny", "models": [{"key": model["key"], "name": "mine"}]}
+    answer = small_house.client.post("/jobs", json=body)
+    assert answer.status_code == 422
+    (field,) = answer.json()["error"]["fields"]
+    assert (field["path"], field["allowed"]) == ("figures.1.models.0", ["mine"])
+    assert field["message"].endswith("(this field comes from the suite figures-tiny)")
+    assert small_house.client.post("/jobs", json={**body, "figures": [{"kind": "curves"}]}).status_code == 201
 
 
 def suites_spec(name: str) -> dict:
-    return {key: value for key, value in suites()[name].items() if key not in {"description", "reductions"}}
+    return {key: value for key, value in suites()[name].items() if key != "description"}

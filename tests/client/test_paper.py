@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from client import cli
+from client.paper import text
+from store import jobs
 from tests import factories
 from tests.client.conftest import Served
 
@@ -68,7 +70,60 @@ def test_the_folder_of_results(tiny: Served, capsys: pytest.CaptureFixture[str],
     assert "### whitebox matrix" in page
 
 
-@pytest.mark.parametrize("arguments", [(), ("--write", "x")])
-def test_what_is_missing_is_asked_for(tiny: Served, arguments: tuple[str, ...]):
-    with pytest.raises(SystemExit, match="gauntlet paper: "):
+def test_everything_written_is_of_one_job(tiny: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """A newer job on another device, of which nothing has finished, gets files of its own and mixes nothing in."""
+    from core.suites import expand_suite
+
+    cuda = factories.EXECUTION.model_copy(update={"device": "cuda"})
+    newer = factories.post(tiny.database, expand_suite({"suite": SUITE}), suite=SUITE, execution=cuda)
+    try:
+        for device in ("cpu", "cuda"):
+            assert paper(tiny, capsys, "--suite", SUITE, "--write", str(tmp_path), "--device", device)[0] == 0
+            found = json.loads((tmp_path / f"{SUITE}-{device}.json").read_text())
+            scopes = [table["scope"] for table in [*found["tables"].values(), *found["matrices"].values()]]
+            assert {scope["device"] for scope in scopes} == {device} == {found["execution"]["device"]}
+            assert (found["job"]["id"] == newer) == (device == "cuda")
+            assert {table["job"] for table in found["tables"].values()} == {found["job"]["id"]}
+            counted = found["tables"]["1"]["cells"][0][0]["measured"][0]["n"]
+            assert counted == (20 if device == "cpu" else 0)
+        assert list(found["not_beside"]) == ["3"]
+        assert paper(tiny, capsys, "--suite", SUITE, "--write", str(tmp_path))[0] == 0
+        assert json.loads((tmp_path / f"{SUITE}-cuda.json").read_text())["job"]["id"] == newer, "the newest"
+    finally:
+        with tiny.database.write() as session:
+            jobs.cancel(session, newer)
+
+
+def test_a_job_stands_for_itself(tiny: Served, capsys: pytest.CaptureFixture[str]):
+    status, out, _ = paper(tiny, capsys, "1", "--job", "1")
+    assert status == 0
+    assert f"Table 1 beside {SUITE} (job 1)" in out
+    assert "99.4 /  75.0" in out
+
+
+def test_a_loss_that_nobody_climbed_has_no_block():
+    measured = {"n": 1, "accuracy": 0.5, "explained_by_chance": "unknown", "command": None}
+    cells = [[{"published": 0.9, "measured": [{**measured, "loss": None}]}],
+             [{"published": 0.9, "measured": [{**measured, "loss": "label"},
+                                              {**measured, "loss": "training", "accuracy": None}]}]]  # fmt: skip
+    scope = {"dataset": "mnist", "images": 1, "device": "cpu"}
+    table = {"table": 1, "suite": "s", "job": None, "scope": scope, "rows": ["clean", "FGSM"], "columns": ["A"],
+             "cells": cells, "reductions": [], "cautions": []}  # fmt: skip
+    assert "loss: label" in text(table)
+    assert "loss: training" not in text(table)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "which table"),
+        (("--write", "x"), "--write needs --suite"),
+        (("--write", "x", "--suite", "e2sad-svhn"), "no job of the suite e2sad-svhn; `gauntlet submit"),
+        (("--write", "x", "--suite", "nope"), "no job of the suite nope"),
+        (("--write", "x", "--suite", SUITE, "--format", "csv"), "leave format out"),
+        (("1", "--write", "x", "--suite", SUITE), "leave table out"),
+    ],
+)
+def test_what_is_missing_or_too_much_is_said(tiny: Served, arguments: tuple[str, ...], said: str):
+    with pytest.raises(SystemExit, match=f"gauntlet paper: .*{said}"):
         cli.main(["--url", tiny.url, "paper", *arguments])

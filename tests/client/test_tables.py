@@ -43,7 +43,7 @@ def test_a_caption_says_what_the_numbers_are():
         "blackbox matrix, substitutes by targets: accuracy in % ± half-width of the 95 % interval; mnist-mini, "
         "first 300 test images, cpu"
     )
-    assert tables.caption({**MATRIX, "scope": None}) == "no evaluations yet"
+    assert tables.caption({**MATRIX, "scope": None, "reason": "no evaluations yet"}) == "no evaluations yet"
 
 
 def test_reasons_name_the_cell():

@@ -155,7 +155,7 @@ class TestValues:
 
     def test_a_surface_stage_starts_at_the_clean_loss(self):
         spec, outcome = of_kind("surface")
-        train, model = loaded(tiny(), spec.target, EXECUTION)
+        train, model, *_ = loaded(tiny(), spec.target, EXECUTION)
         data = tiny().dataset(train.dataset)
         logits = model(data.test_images[:20].float() / 255)
         expected = torch.nn.functional.cross_entropy(logits, data.test_labels[:20]).item()
@@ -168,7 +168,7 @@ class TestValues:
 
     def test_a_sweep_counts_what_craft_and_predict_give(self):
         spec, outcome = of_kind("sweep")
-        train, model = loaded(tiny(), spec.target, EXECUTION)
+        train, model, *_ = loaded(tiny(), spec.target, EXECUTION)
         data = tiny().dataset(train.dataset)
         images, labels = data.test_images[:20], data.test_labels[:20]
         for eps, correct in zip(outcome.payload["eps"], outcome.payload["n_correct"], strict=True):
@@ -178,7 +178,7 @@ class TestValues:
 
     def test_samples_are_one_image_of_every_class_and_both_steps(self):
         spec, outcome = of_kind("samples")
-        _, model = loaded(tiny(), spec.target, EXECUTION)
+        _, model, *_ = loaded(tiny(), spec.target, EXECUTION)
         images = load(outcome.artifacts["images"][1])
         labels = torch.tensor(outcome.payload["labels"])
         assert labels.tolist() == list(range(10))

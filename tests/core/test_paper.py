@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from core.errors import SpecError
 from core.execution import Execution
-from core.paper import ATTACKS, MODELS, fits, published, standing, tables
+from core.paper import ATTACKS, MODELS, fits, of_job, of_suite, published, standing, tables
 from core.statistics import prediction_interval, t_quantile
 from core.suites import suites
 
@@ -49,7 +51,7 @@ def test_the_diagonal_of_table_2_is_table_1() -> None:
 
 def test_the_full_suite_follows_the_protocol_and_has_every_cell() -> None:
     for number in (1, 2):
-        found = standing(number, "e2sad-mnist", Execution())
+        found = standing(number, of_suite("e2sad-mnist"), Execution())
         assert found.reductions == ()
         assert (found.dataset, found.images) == ("mnist", 10_000)
         assert tuple(found.models) == tuple(MODELS["mnist"])
@@ -63,7 +65,7 @@ def test_a_model_stands_for_the_paper_s_only_where_nothing_but_steps_differs(sui
     for number in (1, 3):
         if not fits(number, suite):
             continue
-        for name, model in standing(number, suite, Execution()).models.items():
+        for name, model in standing(number, of_suite(suite), Execution()).models.items():
             words, _ = MODELS[published(number).dataset][name]
             defense = model.train.defense
             assert (defense.kind, defense.targets_letter) == (words["defense"], words["labels"])
@@ -73,7 +75,10 @@ def test_a_model_stands_for_the_paper_s_only_where_nothing_but_steps_differs(sui
 
 
 def test_a_shortened_twin_says_every_reduction_and_has_other_recipes() -> None:
-    full, tiny = standing(1, "e2sad-mnist", Execution()), standing(1, "e2sad-mnist-tiny", Execution())
+    full, tiny = (
+        standing(1, of_suite("e2sad-mnist"), Execution()),
+        standing(1, of_suite("e2sad-mnist-tiny"), Execution()),
+    )
     said = "\n".join(tiny.reductions)
     assert "MNIST (mini)" in said
     assert "iterations: 2 instead of 30000 (all models)" in said
@@ -86,19 +91,73 @@ def test_a_shortened_twin_says_every_reduction_and_has_other_recipes() -> None:
 
 
 def test_other_readings_of_the_second_step_do_not_stand_for_e2sad() -> None:
-    found = standing(1, "second-step", Execution())
+    found = standing(1, of_suite("second-step"), Execution())
     assert found.models["e2SAD S"].label == "entropy"
     assert set(found.models) == {"e2SAD S"}
 
 
 def test_executions_are_other_recipes() -> None:
-    cpu, cuda = (standing(1, "quickstart", Execution(device=device)) for device in ("cpu", "cuda"))
+    cpu, cuda = (standing(1, of_suite("quickstart"), Execution(device=device)) for device in ("cpu", "cuda"))
     assert cpu.models["Natural H"].train.recipe != cuda.models["Natural H"].train.recipe
 
 
 def test_suites_on_other_images_do_not_fit() -> None:
     assert fits(1, "e2sad-mnist")
     assert not fits(3, "e2sad-mnist")
+    with pytest.raises(SpecError, match="on other images than table 3"):
+        standing(3, of_suite("e2sad-mnist"), Execution())
+
+
+@pytest.mark.parametrize("suite", [name for name in suites() if name.startswith("figures")])
+def test_a_suite_that_evaluates_nothing_does_not_fit(suite: str) -> None:
+    assert not any(fits(number, suite) for number in SIZES)
+    with pytest.raises(SpecError, match=f"the suite {suite} is no benchmark"):
+        standing(1, of_suite(suite), Execution())
+
+
+def test_every_reading_of_svhns_normalisation_stands_beside_table_3() -> None:
+    """Also that in which 24/255 is 12/255 in pixel units, which it says."""
+    names = ("e2sad-svhn", "e2sad-svhn-per-image", "e2sad-svhn-normalised")
+    pixel, image, network = (standing(3, of_suite(name), Execution()) for name in names)
+    for found in (pixel, image, network):
+        assert set(found.models) == set(MODELS["svhn"])
+        assert {row for row, _ in found.attacks} == set(ATTACKS["svhn"])
+    assert pixel.reductions == ()
+    assert image.reductions == ("network: svhn_cnn {'input': 'per-image'} (all models)",)
+    assert [line.partition(":")[0] for line in network.reductions] == ["radii"]
+    attack = network.attacks["FGSM 24/255", "label"]
+    assert attack.model_dump(mode="json")["eps"] == "12/255"
+
+
+def test_a_suite_on_another_dataset_says_which() -> None:
+    found = standing(3, of_suite("e2sad-svhn", "synth-digits"), Execution())
+    assert found.dataset == "synth-digits"
+    assert found.reductions == ("dataset: synth-digits, 73,257 training images, instead of SVHN",)
+    assert set(found.models) == set(MODELS["svhn"])
+    assert found.source.command == (
+        """echo '{"suite": "e2sad-svhn", "dataset": "synth-digits"}' | gauntlet submit - --wait"""
+    )
+    assert of_suite("e2sad-svhn", "svhn") == of_suite("e2sad-svhn")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"kind": "train", "defense": {"kind": "natural"}}, "job 7 is no benchmark"),
+        ({"defense": {"kind": "natural"}, "dataset": "svhn"}, "job 7 is on other images"),
+        ({"defense": {"kind": "fgsm_adv", "eps": 0.2}}, "job 7 has no model of table 1"),
+        ({"defense": {"kind": "forgotten"}}, "job 7 was made by another version"),
+    ],
+)
+def test_a_job_of_which_nothing_stands_there_says_why(spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        standing(1, of_job(7, None, spec), Execution())
+
+
+def test_a_job_stands_there_by_its_models() -> None:
+    found = standing(1, of_job(7, None, {"defense": {"kind": "natural"}, "limit": 10}), Execution())
+    assert (set(found.models), found.images) == ({"Natural H"}, 10)
+    assert found.source.command == "gauntlet watch 7"
 
 
 class TestPrediction:

@@ -20,7 +20,8 @@ from core.figures import FIGURES
 from core.jobs import AnyJob, Job
 from core.kinds import Kind, Spec
 from core.networks import NETWORKS
-from core.plan import ATTACKER_SEED, Plan, plan, resolved
+from core.plan import ATTACKER_SEED, Plan, plan
+from core.resolve import resolved
 from core.stages import STAGES
 from core.stages.craft import Craft
 from core.stages.evaluate import Evaluate
@@ -274,7 +275,9 @@ class TestSubstitutes:
     def test_seeds_of_substitutes_can_be_given(self):
         found = planned({**BARE, "substitute_seeds": [7, 8]})
         assert {model.train.seed for model in found.substitutes} == {7, 8}
-        assert found.pairing == "same"
+        assert found.pairing == "independent", "no seeds meet"
+        assert any(stage.evaluation and not stage.evaluation.whitebox for stage in found.ordered)
+        assert planned({**BARE, "substitute_seeds": [0, 8]}).pairing == "same"
 
     def test_the_attackers_seeds_must_fit(self):
         with pytest.raises(SpecError, match="give substitute_seeds") as refused:
@@ -315,6 +318,25 @@ class TestExistingModels:
         found = planned(body, target, other)
         assert found.pairing == pairing
         assert any(stage.evaluation and not stage.evaluation.whitebox for stage in found.ordered)
+
+    def test_every_named_pair_is_shown_unless_a_pairing_says_otherwise(self):
+        a, b = (only_train({"defense": {"kind": "natural"}, "seeds": [seed]}) for seed in (0, 1))
+        other = only_train({"defense": {"kind": "fgsm_adv"}, "seeds": [0]})
+        body = {"kind": "evaluate", "targets": [{"key": a.identity()}, {"key": b.identity()}],
+                "substitutes": [{"key": other.identity()}], "attacks": [{"kind": "none"}]}  # fmt: skip
+
+        def met(**more: Any) -> tuple[str, set[int]]:
+            found = planned({**body, **more}, a, b, other)
+            seeds = {model.key: model.train.seed for model in found.targets}
+            seen = [s.evaluation for s in found.ordered if s.evaluation and s.evaluation.substitute]
+            return found.pairing, {seeds[pair.target] for pair in seen if not pair.whitebox}
+
+        assert met() == met(pairing="all") == ("all", {0, 1})
+        assert met(pairing="same") == ("same", {0})
+        assert met(pairing="independent") == ("independent", {1})
+        with pytest.raises(SpecError, match="no target meets a substitute of another seed") as refused:
+            met(targets=body["targets"][:1], pairing="independent")
+        assert refused.value.path == ("pairing",)
 
 
 def spec_of(kind: str, body: dict[str, Any]) -> dict[str, Any]:

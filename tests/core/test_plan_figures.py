@@ -8,8 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.errors import ModelMissing, SpecError
 from core.jobs import AnyJob, FigureJob
-from core.plan import Plan, resolved
+from core.plan import Plan
 from core.ranges import MAX_POINTS, MAX_RADII
+from core.resolve import resolved
 from tests.core.test_plan import only_train, planned
 
 _job: TypeAdapter[Any] = TypeAdapter(AnyJob)

@@ -1,5 +1,6 @@
 """Named suites are jobs that validate and can be planned, and their fields can be replaced."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from pydantic import TypeAdapter
 from core.datasets import DATASETS
 from core.errors import SpecError
 from core.execution import Execution
-from core.jobs import AnyJob, BenchmarkJob
+from core.jobs import AnyJob, BenchmarkJob, FigureJob
 from core.plan import Plan, plan
-from core.suites import expand_suite, reductions, suites
+from core.protocol import of_plan, reductions
+from core.suites import expand_suite, inherited, suites
 
 _job: TypeAdapter[Any] = TypeAdapter(AnyJob)
 
@@ -41,7 +43,8 @@ def test_quickstart_fits_a_small_machine_and_covers_the_idea():
 
 def test_other_fields_replace_the_suites():
     spec = expand_suite({"suite": "quickstart", "limit": 50, "training": {"iterations": 1}, "name": "mine"})
-    assert (spec["limit"], spec["training"], spec["name"]) == (50, {"iterations": 1}, "mine")
+    assert (spec["limit"], spec["name"]) == (50, "mine")
+    assert spec["training"] == {"iterations": 1, "batch_size": 64}
     assert spec["defenses"] == suites()["quickstart"]["defenses"]
     assert "suite" not in spec
     assert "description" not in spec
@@ -84,15 +87,71 @@ def test_a_twin_has_the_cells_of_the_papers_suite_and_says_how_it_is_shortened(n
     paper = name.rpartition("-")[0]
     assert cells(name) == cells(paper)
     short, long = expand_suite({"suite": name}), expand_suite({"suite": paper})
-    said = " ".join(suites()[name]["reductions"])
-    assert str(short["training"]["iterations"]) + " training iterations" in said
-    assert f"first {short['limit']} test images" in said
+    said = "\n".join(reductions(of_plan(planned({"suite": name}))))
+    assert f"iterations: {short['training']['iterations']} instead of" in said
+    assert f"batch_size: {short['training']['batch_size']} instead of 256" in said
+    assert f"the first {short['limit']} instead of" in said
     steps = {entry["defense"].get("steps") for entry in short["defenses"]} - {None}
-    assert all(f"IFGSM training takes {number} steps" in said for number in steps)
+    assert all(f"training steps: {number} instead of" in said for number in steps)
     assert ("restarts" in said) == (short["attacks"] != long["attacks"])
-    assert (short["dataset"] != long["dataset"]) == (f"{short['dataset']} instead of" in said)
-    assert reductions(name) == [f"{name} is shortened: {line}" for line in suites()[name]["reductions"]]
-    assert reductions(paper) == reductions(None) == reductions("mine") == []
+    assert (short["dataset"] != long["dataset"]) == ("dataset: " in said)
+    assert reductions(of_plan(planned({"suite": paper}))) == []
+
+
+@pytest.mark.parametrize("name", ["quickstart", "figures-small", "figures-tiny"])
+def test_every_shortened_suite_says_how(name: str):
+    said = "\n".join(reductions(of_plan(planned({"suite": name}))))
+    assert "dataset: MNIST (mini), 10,000 training images, instead of MNIST" in said
+    assert "instead of 30000 (all models)" in said
+    assert ("points instead of 21 x 21" in said) == name.startswith("figures")
+    assert re.search("first (20|200|300) (test images )?instead of 10,000", said)
+
+
+@pytest.mark.parametrize("name", ["e2sad-mnist", "e2sad-svhn", "figures", "second-step", "random-start-svhn"])
+def test_the_papers_own_protocol_needs_no_caution(name: str):
+    assert reductions(of_plan(planned({"suite": name}))) == []
+
+
+def test_reductions_follow_the_request_and_not_the_name():
+    shorter = planned({"suite": "second-step", "training": {"iterations": 10}, "limit": 100})
+    assert reductions(of_plan(shorter)) == [
+        "iterations: 10 instead of 30000 (all models)", "test images: the first 100 instead of 10,000",
+    ]  # fmt: skip
+    whole = {"training": {"iterations": 30_000, "batch_size": 256}, "limit": None}
+    assert reductions(of_plan(planned({"suite": "second-step-small", **whole}))) == []
+    one = planned({"suite": "e2sad-mnist", "network": {"kind": "mnist_cnn"}, "training": {"lr": 0.01}})
+    assert reductions(of_plan(one)) == ["lr: 0.01 instead of 0.001 (all models)"]
+
+
+def test_a_plain_object_is_overridden_field_by_field():
+    small = expand_suite({"suite": "second-step-small", "training": {"lr": 5e-4}})
+    assert small["training"] == {"iterations": 300, "batch_size": 32, "lr": 5e-4}
+    epochs = expand_suite({"suite": "second-step-small", "training": {"epochs": 1}})
+    assert epochs["training"] == {"batch_size": 32, "epochs": 1}
+    other = expand_suite({"suite": "e2sad-svhn", "network": {"kind": "svhn_cnn"}})
+    assert other["network"] == {"kind": "svhn_cnn"}, "a kind is replaced whole"
+
+
+def test_a_kind_is_the_suites_to_say():
+    with pytest.raises(SpecError, match="quickstart is of kind benchmark; give a suite or a kind") as refused:
+        expand_suite({"suite": "quickstart", "kind": "train"})
+    assert refused.value.path == ("kind",)
+
+
+def test_models_take_the_place_of_all_that_is_trained():
+    spec = expand_suite({"suite": "figures-tiny", "models": [{"key": "0" * 64}]})
+    assert not {"defenses", "dataset", "training", "seeds"} & set(spec)
+    assert isinstance(_job.validate_python(spec), FigureJob)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [(["defenses", 0, "name"], True), (["training", "batch_size"], True), (["training", "lr"], False),
+     (["attacks", 0, "eps"], False), (["nothing"], False), (["defenses", 99], True)],
+)  # fmt: skip
+def test_what_comes_from_the_suite(path: list[Any], expected: bool):
+    request = {"suite": "quickstart", "training": {"lr": 0.1}, "attacks": [{"kind": "fgsm"}]}
+    assert inherited(path, request) is expected
 
 
 @pytest.mark.parametrize("name", [name for name in SHORTENED if name.endswith("small")])

@@ -8,10 +8,10 @@ import pytest
 from core.statistics import mean_interval, wilson
 from store import jobs, results, stages
 from store.database import Database
-from store.results import NOT_ASKED, Cell, Filters, Matrix
+from store.results import NOT_ASKED, NOTHING, Cell, Filters, Matrix
 from store.stages import Claim
 from tests import factories
-from tests.factories import FGSM, body, claim, fail, finish, post, succeed, transfer
+from tests.factories import FGSM, body, claim, fail, finish, post, succeed, trainings, transfer
 
 CUDA = factories.EXECUTION.model_copy(update={"device": "cuda"})
 NAMED = [{"name": "A", "defense": {"kind": "natural"}}, {"name": "B", "defense": {"kind": "fgsm_adv"}}]
@@ -173,6 +173,37 @@ class TestTransfer:
         for cell in labelled(matrix).values():
             assert sorted((count.target_seed, count.substitute_seed) for count in cell.counts) == [(0, 1), (1, 0)]
             assert not cell.whitebox, "a model never meets its own examples"
+
+    def test_all_pairs_of_an_evaluate_job_leave_out_white_box_ones_where_there_are_others(self, database: Database):
+        first = post(database, trainings([0, 1]))
+        finish(database)
+        with database.read() as session:
+            keys = [model["key"] for model in jobs.models_of(session, first)]
+        named = [{"key": key, "name": "A"} for key in keys]
+        spec = {"kind": "evaluate", "targets": named, "substitutes": named, "transfer": [FGSM], "limit": 10}
+        post(database, spec)
+        finish(database)
+        matrix = blackbox(database)
+        assert matrix.pairing == "independent", "the only other pairs"
+        post(database, {**spec, "pairing": "all", "limit": 9})
+        finish(database)
+        matrix = blackbox(database, limit=9)
+        assert (matrix.pairing, matrix.reason) == ("all", None)
+        (cell,) = labelled(matrix).values()
+        assert sorted((count.target_seed, count.substitute_seed) for count in cell.counts) == [(0, 1), (1, 0)]
+        assert not cell.whitebox
+
+    def test_an_empty_matrix_says_its_reason(self, database: Database):
+        assert blackbox(database).reason == whitebox(database).reason == NOTHING
+        post(database, body())
+        assert blackbox(database).reason == "no job in this scope has a substitute"
+        post(database, body(substitutes=["natural H"], transfer=[FGSM]))
+        finish(database)
+        assert labelled(blackbox(database)) == {}
+        assert blackbox(database).reason == "every substitute is the target itself; the white-box matrix has it"
+        post(database, transfer(seeds=[5], pairing="same"))
+        assert blackbox(database).reason is None
+        assert "by pairing independent" in str(blackbox(database, pairing="independent").reason)
 
     def test_a_substitutes_own_strength(self, database: Database):
         post(database, transfer())

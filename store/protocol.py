@@ -1,0 +1,54 @@
+"""What stored jobs and tables asked for, as `core.protocol` compares it with the paper's protocol."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from core.canonical import canonical_json
+from core.datasets import DATASETS
+from core.figures import AnyFigure, Figure
+from core.protocol import Asked
+from core.stages.train import Train
+from store.models import Stage
+from store.results import Matrix
+
+_figure: TypeAdapter[Figure] = TypeAdapter(AnyFigure)
+
+
+def asked_of(rows: Sequence[Stage], models: Sequence[Mapping[str, Any]]) -> Asked | None:
+    """Return what the job of these stages and models asked for; None where this code cannot read it any more."""
+    try:
+        return _asked_of(rows, models) if rows and rows[0].dataset in DATASETS else None
+    except ValidationError:
+        return None
+
+
+def _asked_of(rows: Sequence[Stage], models: Sequence[Mapping[str, Any]]) -> Asked:
+    trains = {row.key: row for row in rows if row.kind == "train"}
+    labels = {model["label"]: trains[model["key"]].spec for model in reversed(models) if model["key"] in trains}
+    dataset = rows[0].dataset
+    limits = {row.spec["limit"] for row in rows if row.kind == "evaluate"}
+    attacks = {canonical_json(row.spec["attack"]): row.spec["attack"] for row in rows if row.kind == "craft"}
+    return Asked(
+        dataset,
+        {label: Train.model_validate(spec) for label, spec in reversed(labels.items())},
+        max((limit or DATASETS[dataset].test_size for limit in limits), default=None),
+        list(attacks.values()),
+        [_figure.validate_python(row.spec["figure"]) for row in rows if row.kind == "draw"],
+    )
+
+
+def asked_of_matrix(session: Session, found: Matrix) -> Asked | None:
+    """Return what the cells of a matrix asked for; None where it has none, or its dataset is not installed here."""
+    if found.scope is None or found.scope.dataset not in DATASETS:
+        return None
+    axes = [*found.columns, *found.rows]
+    names = {axis.recipe: axis.label for axis in reversed(axes) if axis.recipe}
+    first = select(func.min(Stage.id)).where(Stage.recipe.in_(list(names))).group_by(Stage.recipe)
+    rows = session.execute(select(Stage.recipe, Stage.spec).where(Stage.id.in_(first)))
+    trains = {str(recipe): Train.model_validate(spec) for recipe, spec in rows}
+    models = {label: trains[recipe] for recipe, label in reversed(names.items()) if recipe in trains}
+    return Asked(found.scope.dataset, models, found.scope.image_limit, [axis.attack for axis in axes if axis.attack])
