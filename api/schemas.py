@@ -359,7 +359,7 @@ class MatrixReply(Reply):
     cells: list[list[CellReply]]
     """One list per row."""
     others: list[ScopeReply]
-    """Other scopes that have results; narrow with dataset=, device=, limit= or job=."""
+    """Other scopes that have results; narrow with dataset=, device=, images= or job=."""
     cautions: list[str] = []
     """What to know before believing the table."""
 

@@ -83,7 +83,7 @@ class Client:
         return self._json("GET", f"/results/{name}-matrix", params=filters)
 
     def matrix_as(self, name: str, form: str, **filters: Any) -> str:
-        """Return the matrix as csv, markdown or latex text."""
+        """Return the matrix as csv, markdown, latex or text, the last for a terminal."""
         return self._send("GET", f"/results/{name}-matrix", params={**filters, "format": form}).text
 
     def text(self, path: str, **params: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import yaml
 
-from client import paper, tables
+from client import paper, progress
 from client.api import ApiRefused, Client, service_url
 
 ADMIN = ("doctor", "gc", "backup", "restore", "export", "import")
@@ -110,7 +110,7 @@ def _submit(options: argparse.Namespace) -> int:
     if options.matrices:
         for name in ("whitebox", "blackbox"):
             print()
-            _print_table(client.matrix(name, job=answer["id"]))
+            print(client.matrix_as(name, "text", job=answer["id"]), end="")
     return status
 
 
@@ -139,13 +139,13 @@ def _watch(client: Client, job_id: int) -> int:
     shown, last = "", 0.0
     job: dict[str, Any] = {}
     for job in client.watch(job_id):
-        line = tables.progress_line(job)
+        line = progress.line(job)
         if live:
             print(f"\r\033[K{line}", end="", flush=True)
         elif line != shown and time.monotonic() - last > PLAIN_SECONDS:
             print(line, flush=True)
             shown, last = line, time.monotonic()
-    print(f"\r\033[K{tables.progress_line(job)}" if live else tables.progress_line(job))
+    print(f"\r\033[K{progress.line(job)}" if live else progress.line(job))
     for stage in job["stages"]:
         if stage["state"] == "failed":
             print(f"failed: {stage['title']}: {stage['waits_for']}", file=sys.stderr)
@@ -170,14 +170,11 @@ def _cancel(options: argparse.Namespace) -> int:
 def _matrix(options: argparse.Namespace) -> int:
     client = Client(options.url)
     filters = {"job": options.job} if options.job else {}
-    if options.format in ("table", "json"):
-        found = client.matrix(options.name, **filters)
-        if options.format == "json":
-            print(json.dumps(found, indent=2))
-        else:
-            _print_table(found)
+    if options.format == "json":
+        print(json.dumps(client.matrix(options.name, **filters), indent=2))
     else:
-        print(client.matrix_as(options.name, options.format, **filters), end="")
+        form = "text" if options.format == "table" else options.format
+        print(client.matrix_as(options.name, form, **filters), end="")
     return 0
 
 
@@ -198,17 +195,6 @@ def _paper(options: argparse.Namespace) -> int:
     else:
         print(client.text(address, format=options.format, **chosen), end="")
     return 0
-
-
-def _print_table(matrix: dict[str, Any]) -> None:
-    print(tables.caption(matrix))
-    if matrix["scope"] is None:
-        return
-    print(tables.table(matrix))
-    if any(cell["whitebox"] for cells in matrix["cells"] for cell in cells) and matrix["matrix"] == "blackbox":
-        print("* white-box: the substitute is the target")
-    for line in [*tables.reasons(matrix), *matrix["cautions"]]:
-        print(line)
 
 
 def _data(options: argparse.Namespace) -> int:

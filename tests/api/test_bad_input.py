@@ -377,7 +377,7 @@ ADDRESSES = {
     "/results/whitebox-matrix?suite=%00": (422, "suite", "should match pattern"),
     "/results/whitebox-matrix?dataset=imagenet": (422, "dataset", "unknown dataset 'imagenet'"),
     "/results/whitebox-matrix?device=tpu": (422, "device", "'cpu' or 'cuda'"),
-    "/results/whitebox-matrix?format=xml": (422, "format", "'json', 'csv', 'markdown' or 'latex'"),
+    "/results/whitebox-matrix?format=xml": (422, "format", "'json', 'csv', 'markdown', 'latex' or 'text'"),
     "/results/whitebox-matrix?pairing=any": (422, "pairing", "'same' or 'independent'"),
     "/results/whitebox-matrix?epz=0.3": (422, "epz", "unknown parameter; allowed: attack, dataset"),
     "/results/greybox-matrix": (404, None, "there is nothing at /results/greybox-matrix"),
@@ -399,7 +399,7 @@ def test_an_address_that_is_wrong(strict_house: House, address: str):
     ("address", "allowed"),
     [
         ("/jobs?state=x", ["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]),
-        ("/results/whitebox-matrix?format=x", ["json", "csv", "markdown", "latex"]),
+        ("/results/whitebox-matrix?format=x", ["json", "csv", "markdown", "latex", "text"]),
         ("/results/whitebox-matrix?dataset=x", sorted(DATASETS)),
         ("/jobs?x=1", ["cursor", "limit", "name", "state", "suite", "tag"]),
     ],

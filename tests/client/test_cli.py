@@ -178,7 +178,7 @@ class TestLooking:
     def test_a_matrix_that_is_not_there_yet_says_why(self, gauntlet: Command):
         number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [51]}))[1])
         output = gauntlet("matrix", "whitebox", "--job", number)[1]
-        assert "FGSM eps=0.3 / natural H: seed 51: not finished (blocked)" in output
+        assert "(1) seed 51: not finished (blocked)" in output
         assert gauntlet("matrix", "whitebox", "--job", "999999")[::2] == (1, "gauntlet: 404: there is no job 999999\n")
 
     def test_a_dataset_that_does_not_exist(self, gauntlet: Command):
