@@ -106,7 +106,7 @@ def _percent(cell: CellReply, between: str) -> str:
 
 def _caption(matrix: MatrixReply) -> str:
     if matrix.scope is None:
-        return "no evaluations"
+        return "no evaluations that fit"
     scope = matrix.scope
     pairing = f", pairing {matrix.pairing}" if matrix.pairing else ""
     return (

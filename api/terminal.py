@@ -9,7 +9,7 @@ from api.schemas import CellReply, MatrixReply
 def to_text(matrix: MatrixReply) -> str:
     """Return the table aligned, under its caption and above what a reader has to know."""
     if matrix.scope is None:
-        return "no evaluations yet\n"
+        return "no evaluations that fit\n"
     return "\n".join([_caption(matrix), _table(matrix), *remarks(matrix), ""])
 
 

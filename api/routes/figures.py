@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.errors import RESPONSES, NotFound, QueryText
+from api.filters import require_job, require_suite
 from api.schemas import FigureReply, ModelName, SurfaceReply
 from api.service import Service, ServiceDep
 from core.errors import ArtifactCorrupt
 from core.figures import FIGURES
 from core.jobs import DatasetName, Key
-from store import jobs
 from store.figures import DrawnFigure, FigureFilters, figures
 from store.stages import by_key
 
@@ -64,8 +64,8 @@ def list_surfaces(query: Annotated[FigureQuery, Query()], service: ServiceDep) -
 
 
 def _require(session: Session, query: FigureQuery) -> None:
-    if query.job is not None and jobs.by_id(session, query.job) is None:
-        raise NotFound(f"there is no job {query.job}")
+    require_job(session, query.job)
+    require_suite(session, query.suite)
     if query.model is not None:
         stage = by_key(session, query.model)
         if stage is None or stage.kind != "train":

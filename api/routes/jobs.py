@@ -21,6 +21,7 @@ from api.errors import (
     of_spec_error,
     of_validation,
 )
+from api.filters import require_suite
 from api.schemas import JobPage, JobReply, ModelLabel, PlanReply, PlanStage
 from api.service import Service, ServiceDep
 from core.canonical import digest
@@ -270,6 +271,7 @@ def list_jobs(
 ) -> JobPage:
     """List jobs, newest first."""
     with service.database.read() as session:
+        require_suite(session, suite)
         page = jobs.newest(session, before=cursor, limit=limit, state=state, name=name, tag=tag, suite=suite)
         counts = jobs.counts(session, [job.id for job in page.jobs])
         return JobPage(jobs=[views.summary(job, counts[job.id]) for job in page.jobs], cursor=page.cursor)

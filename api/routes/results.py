@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from sqlalchemy.orm import Session
 
 from api import views
-from api.errors import RESPONSES, NotFound, QueryText
+from api.errors import RESPONSES, QueryText
+from api.filters import AttackName, NetworkName, require_job, require_labels, require_suite
 from api.forms import Accept, IfNoneMatch, MatrixForm, answer, chosen, in_forms, unchanged
 from api.schemas import MatrixReply
 from api.service import Service, ServiceDep
@@ -41,9 +42,9 @@ class MatrixQuery(BaseModel):
     """Device class."""
     images: Annotated[int, Field(ge=1)] | None = None
     """Test images behind each evaluation."""
-    network: QueryText | None = None
+    network: NetworkName | None = None
     """Architecture."""
-    attack: QueryText | None = None
+    attack: AttackName | None = None
     """Kind of attack."""
     eps: QueryText | None = None
     """Radius of the attack, as a number or a fraction."""
@@ -106,9 +107,10 @@ def _blackbox(session: Session, query: MatrixQuery) -> MatrixReply:
     return views.matrix("blackbox", found, strength, _cautions(session, found, query))
 
 
-def _require_job(session: Session, query: MatrixQuery) -> None:
-    if query.job is not None and jobs.by_id(session, query.job) is None:
-        raise NotFound(f"there is no job {query.job}")
+def _require(session: Session, query: MatrixQuery) -> None:
+    require_job(session, query.job)
+    require_suite(session, query.suite)
+    require_labels(session, query.label)
 
 
 def _cautions(session: Session, found: Matrix, query: MatrixQuery) -> list[str]:
@@ -129,7 +131,7 @@ def _answer(
         known = service.tags.of(question, stamp)
         if known is not None and if_none_match is not None and known in if_none_match:
             return unchanged(known)
-        _require_job(session, query)
+        _require(session, query)
         reply = make(session, query)
     found = answer(reply, WRITERS, query.format, accept, if_none_match)
     service.tags.learn(question, stamp, found.headers["etag"])

@@ -5,10 +5,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 
 from api import views
-from api.errors import RESPONSES, NotFound, QueryText
+from api.errors import RESPONSES, NotFound
 from api.schemas import LogLine, ModelReply, StageDetail, WorkerReply
 from api.service import ServiceDep
 from core.errors import ArtifactCorrupt
+from core.jobs import DatasetName
 from store import stages, trained, waiting, workers
 from store.models import Attempt
 
@@ -77,7 +78,7 @@ def get_artifact(sha256: Sha256, service: ServiceDep) -> Response:
 @router.get("/models")
 def list_models(
     service: ServiceDep,
-    dataset: Annotated[QueryText | None, Query(description="Only models trained on it.")] = None,
+    dataset: Annotated[DatasetName | None, Query(description="Only models trained on it.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Models at most.")] = 200,
 ) -> list[ModelReply]:
     """List trained models, newest first."""

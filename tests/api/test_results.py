@@ -235,13 +235,15 @@ class TestFilters:
             ({"network": "svhn_cnn"}, []),
             ({"network": "mnist_cnn", "attack": "none"}, ["clean"]),
             ({"label": "natural H", "attack": "none"}, ["clean"]),
-            ({"label": "no such"}, []),
+            ({"attack": "pgd"}, []),
         ],
         ids=str,
     )
     def test_of_attacks_and_models(self, varied: House, query: dict[str, Any], rows: list[str]):
         matrix = varied.get(WHITEBOX, images=100, **query)
         assert [row["label"] for row in matrix["rows"]] == rows
+        assert (matrix["scope"] is None) == (not rows), "where nothing fits there is no scope"
+        assert len(matrix["others"]) == (1 if rows else 2)
 
     def test_the_newest_group_is_shown_and_the_others_are_named(self, varied: House):
         matrix = varied.get(WHITEBOX)
@@ -261,6 +263,17 @@ class TestFilters:
         assert (by_job["others"], len(by_suite["others"])) == ([], 1)
         labels = varied.get(BLACKBOX, suite="quickstart", label=["e2SAD S", "FGSM H"])["columns"]
         assert [column["label"] for column in labels] == ["FGSM H", "e2SAD S"]
+
+    def test_a_suite_nobody_posted_has_no_scope(self, varied: House):
+        for address in (WHITEBOX, BLACKBOX):
+            for filters in ({}, {"dataset": "mnist-mini", "images": 100}):
+                matrix = varied.get(address, suite="e2sad-svhn", **filters)
+                assert (matrix["scope"], matrix["rows"], len(matrix["others"])) == (None, [], 2)
+
+    def test_a_suite_that_no_longer_ships_is_found_by_its_jobs(self, small_house: House):
+        factories.post(small_house.service.database, factories.body(limit=9), suite="of-old")
+        assert small_house.get(WHITEBOX, suite="of-old")["scope"]["images"] == 9
+        assert small_house.get("/jobs", suite="of-old")["jobs"]
 
     def test_by_seed(self, varied: House):
         both, one = (varied.get(WHITEBOX, images=100, **query) for query in ({}, {"seed": 1}))
