@@ -15,7 +15,7 @@ import yaml
 from client import paper, progress
 from client.api import ApiRefused, Client, service_url
 
-ADMIN = ("doctor", "gc", "backup", "restore", "export", "import")
+ADMIN = ("data", "doctor", "gc", "backup", "restore", "export", "import")
 """Commands that run on the service's own machine."""
 PLAIN_SECONDS = 5.0
 """How often progress is printed where the output is no terminal."""
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Return the exit status of `gauntlet ARGUMENTS`."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] and given[0] in ADMIN:
-        # it needs the database and the artifacts, which the client never touches: another program's business
+        # it needs settings, database or artifacts, which the client never touches: another program's business
         return subprocess.run([sys.executable, "-m", "store.admin", *given], check=False).returncode
     options = _parser().parse_args(given)
     try:
@@ -48,8 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gauntlet",
         description="Benchmarks of adversarial defenses.",
-        epilog="On the service's own machine also: gauntlet doctor | gc | backup | restore | export | import"
-        " (each with --help).",
+        epilog=f"On the service's own machine also: gauntlet {' | '.join(ADMIN)} (each with --help).",
     )
     parser.add_argument("--url", help="the service (default: GAUNTLET_URL, else http://127.0.0.1:8000)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -87,11 +86,6 @@ def _parser() -> argparse.ArgumentParser:
     published.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"], default="table")
     published.add_argument("--write", metavar="FOLDER", help="write all tables and counts of --suite there instead")
     published.set_defaults(run=_paper)
-
-    data = commands.add_parser("data", help="download a dataset into DATA_DIR")
-    data.add_argument("name")
-    data.add_argument("--data-dir", default="data", help="the folder (default: data)")
-    data.set_defaults(run=_data)
     return parser
 
 
@@ -194,22 +188,6 @@ def _paper(options: argparse.Namespace) -> int:
         print(paper.text(client.get(address, **chosen)))
     else:
         print(client.text(address, format=options.format, **chosen), end="")
-    return 0
-
-
-def _data(options: argparse.Namespace) -> int:
-    from core.datasets import DATASETS
-    from core.errors import DatasetMissing
-
-    if options.name not in DATASETS:
-        print(f"gauntlet: no dataset {options.name!r}; there are {', '.join(DATASETS)}", file=sys.stderr)
-        return 1
-    try:
-        DATASETS[options.name]().load(Path(options.data_dir), download=True)
-    except DatasetMissing as error:
-        print(f"gauntlet: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.name} is in {options.data_dir}")
     return 0
 
 

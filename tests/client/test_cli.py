@@ -181,11 +181,6 @@ class TestLooking:
         assert "(1) seed 51: not finished (blocked)" in output
         assert gauntlet("matrix", "whitebox", "--job", "999999")[::2] == (1, "gauntlet: 404: there is no job 999999\n")
 
-    def test_a_dataset_that_does_not_exist(self, gauntlet: Command):
-        status, _, errors = gauntlet("data", "imagenet")
-        assert status == 1
-        assert "no dataset 'imagenet'; there are" in errors
-
 
 class TestNoService:
     """Nobody there, or somebody else."""
