@@ -11,8 +11,19 @@ class Reply(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class StageReply(Reply):
-    """A stage as a job shows it."""
+class ErrorDetail(Reply):
+    """What went wrong with a stage, or with one claim of it."""
+
+    cause: str
+    """Class of the error; parent where a stage it needs failed, lost where its worker was."""
+    message: str
+    """What happened, in a sentence."""
+    traceback: str | None = None
+    """Where in the code, for an error of a worker."""
+
+
+class StageBase(Reply):
+    """What every view of a stage shows."""
 
     key: str
     """sha256 of the stage's canonical spec."""
@@ -23,13 +34,20 @@ class StageReply(Reply):
     state: str
     """blocked, ready, running, succeeded, failed or cancelled."""
     waits_for: str | None
-    """Why it is not running, where it waits; what went wrong, where it failed."""
+    """What a blocked or ready stage waits for, or that a running one is being stopped; null where it has ended."""
+    reason: str | None
+    """Why a failed or cancelled stage has ended so; null elsewhere."""
     progress: dict[str, Any] | None
     """How far a running stage is: done, total and the newest losses."""
-    reused: bool
-    """Whether it had succeeded before this job asked for it."""
     device_seconds: float
     """Seconds it has held a device, over all attempts."""
+
+
+class StageReply(StageBase):
+    """A stage as a job shows it."""
+
+    reused: bool
+    """Whether it had succeeded before this job asked for it."""
 
 
 class ProgressReply(Reply):
@@ -109,8 +127,9 @@ class JobReply(JobSummary):
 
     spec: dict[str, Any]
     """What was asked for, with defaults filled in."""
-    pairing: str
-    """Which substitutes a target meets: those of its own seed (same) or of all others (independent)."""
+    pairing: str | None
+    """Which substitutes a target meets: those of its own seed (same) or of all others (independent); null for jobs that
+    attack nothing."""
     cost: CostReply
     """What it costs."""
     models: list[ModelLabel]
@@ -149,8 +168,8 @@ class PlanReply(Reply):
     """Dataset."""
     device: str
     """Device class."""
-    pairing: str
-    """Which substitutes a target meets."""
+    pairing: str | None
+    """Which substitutes a target meets; null for a job that attacks nothing."""
     images: int
     """Test images per evaluation, 0 where the job evaluates nothing."""
     stages: list[PlanStage]
@@ -174,7 +193,62 @@ class JobPage(Reply):
     """Pass as `cursor` for the next page; null at the end."""
 
 
-class StageDetail(StageReply):
+class AttemptReply(Reply):
+    """One claim of a stage by a worker."""
+
+    fence: int
+    """Its number; it only grows."""
+    worker: str
+    """Id of the worker process."""
+    started_at: float
+    """Seconds since 1970 on the database's clock."""
+    ended_at: float | None
+    """When it ended; null while it runs."""
+    outcome: str | None
+    """succeeded, failed, cancelled, released or lost; null while it runs."""
+    error: ErrorDetail | None
+    """What went wrong."""
+
+
+class ImportReply(Reply):
+    """Where an imported result came from; fields that a newer version has written are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    host: str | None = None
+    """The machine that wrote the file."""
+    file: str | None = None
+    """sha256 of the file."""
+
+
+class EnvironmentReply(Reply):
+    """What a result was computed with; fields that a kind of stage adds are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    gauntlet: str | None = None
+    """Version of this package."""
+    commit: str | None = None
+    """Commit of the code, with +changes where files differed from it; null outside a git checkout."""
+    python: str | None = None
+    """Version of Python."""
+    torch: str | None = None
+    """Version of torch."""
+    platform: str | None = None
+    """Operating system."""
+    host: str | None = None
+    """Name of the machine."""
+    device: str | None = None
+    """Name of the GPU or the processor."""
+    seconds: float | None = None
+    """Seconds of the computation itself."""
+    micro_batch: int | None = None
+    """Examples at once after memory had run out; null where it never did."""
+    imported: ImportReply | None = None
+    """Where it came from, for a result of another machine."""
+
+
+class StageDetail(StageBase):
     """A stage with everything known of it."""
 
     spec: dict[str, Any]
@@ -189,14 +263,14 @@ class StageDetail(StageReply):
     """Attempts of this life that ended in an error."""
     losses: int
     """Attempts of this life that were lost with their worker."""
-    error: dict[str, Any] | None
-    """Cause, message and traceback of the latest failure."""
-    attempts: list[dict[str, Any]]
-    """Every claim: fence, worker, times, outcome."""
+    error: ErrorDetail | None
+    """The latest failure."""
+    attempts: list[AttemptReply]
+    """Every claim."""
     result: dict[str, Any] | None
     """What it found."""
-    environment: dict[str, Any] | None
-    """Versions and device it ran on."""
+    environment: EnvironmentReply | None
+    """Versions, machine and device it ran on."""
     artifacts: dict[str, str]
     """Name -> sha256; GET /artifacts/{sha256}."""
 

@@ -142,7 +142,7 @@ def _watch(client: Client, job_id: int) -> int:
     print(f"\r\033[K{progress.line(job)}" if live else progress.line(job))
     for stage in job["stages"]:
         if stage["state"] == "failed":
-            print(f"failed: {stage['title']}: {stage['waits_for']}", file=sys.stderr)
+            print(f"failed: {stage['title']}: {stage['reason']}", file=sys.stderr)
     return 0 if job["state"] == "succeeded" else 1
 
 

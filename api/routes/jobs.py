@@ -198,7 +198,7 @@ def _plan_reply(session: Session, job: Job, planned: Plan, suite: str | None) ->
         kind=getattr(job, "kind", "benchmark"),
         dataset=planned.dataset,
         device=planned.device,
-        pairing=planned.pairing,
+        pairing=views.pairing(getattr(job, "kind", "benchmark"), planned.pairing),
         images=max((stage.images for stage in ordered), default=0),
         stages=[
             PlanStage(
@@ -240,7 +240,7 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     return JobReply(
         **short.model_dump(),
         spec=job.spec,
-        pairing=job.pairing,
+        pairing=views.pairing(job.kind, job.pairing),
         cost=views.cost(session, device, every),
         models=[ModelLabel(**row) for row in jobs.models_of(session, job_id)],
         stages=[views.stage(row, reused, reasons) for row, reused in rows],

@@ -6,7 +6,15 @@ from fastapi import APIRouter, Path, Query, Response
 
 from api import views
 from api.errors import RESPONSES, NotFound
-from api.schemas import LogLine, ModelReply, StageDetail, WorkerReply
+from api.schemas import (
+    AttemptReply,
+    EnvironmentReply,
+    ErrorDetail,
+    LogLine,
+    ModelReply,
+    StageDetail,
+    WorkerReply,
+)
 from api.service import ServiceDep
 from core.errors import ArtifactCorrupt
 from core.jobs import DatasetName
@@ -28,18 +36,24 @@ def get_stage(key: Sha256, service: ServiceDep) -> StageDetail:
         row = found.stage
         reasons = waiting.reasons(session, stages.job_of(session, row.id) or 0, service.alive_seconds)
         return StageDetail(
-            **views.stage(row, False, reasons).model_dump(),
+            **views.of_stage(row, reasons).model_dump(),
             spec=row.spec, parents=found.parents, queue=row.queue, fence=row.fence, failures=row.failures,
-            losses=row.losses, error=row.error, attempts=[_attempt(attempt) for attempt in found.attempts],
+            losses=row.losses, error=_error(row.error), attempts=[_attempt(attempt) for attempt in found.attempts],
             result=found.result.payload if found.result else None,
-            environment=found.result.environment if found.result else None,
+            environment=EnvironmentReply.model_validate(found.result.environment) if found.result else None,
             artifacts=found.artifacts,
         )  # fmt: skip
 
 
-def _attempt(row: Attempt) -> dict[str, Any]:
-    names = ("fence", "worker", "started_at", "ended_at", "outcome", "error")
-    return {name: getattr(row, name) for name in names}
+def _error(found: dict[str, Any] | None) -> ErrorDetail | None:
+    return None if found is None else ErrorDetail.model_validate(found)
+
+
+def _attempt(row: Attempt) -> AttemptReply:
+    return AttemptReply(
+        fence=row.fence, worker=row.worker, started_at=row.started_at, ended_at=row.ended_at, outcome=row.outcome,
+        error=_error(row.error),
+    )  # fmt: skip
 
 
 @router.get("/stages/{key}/log")

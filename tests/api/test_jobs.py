@@ -9,6 +9,7 @@ import pytest
 from core.suites import reductions, suites
 from store.models import Job
 from tests import factories
+from tests.api.conftest import document
 from tests.api.house import E2SAD, LITTLE, House
 
 NATURAL = {"kind": "natural"}
@@ -355,10 +356,26 @@ class TestCancel:
         factories.fail(house.service.database, factories.claim(house.service.database), message="the loss is NaN")
         found = house.get(f"/jobs/{job['id']}")
         failed = [stage for stage in found["stages"] if stage["state"] == "failed"]
-        assert [stage["waits_for"] for stage in failed] == ["the loss is NaN"]
+        assert [(stage["reason"], stage["waits_for"]) for stage in failed] == [("the loss is NaN", None)]
+        cancelled = [stage for stage in found["stages"] if stage["state"] == "cancelled"]
+        assert cancelled and all("it needs a stage that failed" in stage["reason"] for stage in cancelled)
         detail = house.get(f"/stages/{failed[0]['key']}")
         assert detail["error"]["message"] == "the loss is NaN"
         assert [attempt["outcome"] for attempt in detail["attempts"]] == ["failed"]
+        assert (detail["reason"], "reused" in detail) == ("the loss is NaN", False)
+
+    def test_a_job_that_attacks_nothing_has_no_pairing(self, small_house: House):
+        train = {"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}}
+        for body in (train, {"kind": "figure", "figures": [{"kind": "illustration"}]}):
+            assert (small_house.plan(body)["pairing"], small_house.post(body)["pairing"]) == (None, None)
+        assert small_house.post(LITTLE)["pairing"] == "same"
+
+    def test_nothing_of_a_stage_but_its_result_is_untyped(self):
+        schemas = document()["components"]["schemas"]
+        typed = {"StageDetail": ("error", "attempts", "environment"), "AttemptReply": ("error",), "CostTable": ("run",)}
+        for name, fields in typed.items():
+            for field in fields:
+                assert "$ref" in str(schemas[name]["properties"][field]), (name, field)
 
 
 class TestWaiting:
