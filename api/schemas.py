@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from core.execution import Execution
+
 
 class Reply(BaseModel):
     """Base of every answer."""
@@ -126,7 +128,9 @@ class JobReply(JobSummary):
     """A job with its stages."""
 
     spec: dict[str, Any]
-    """What was asked for, with defaults filled in."""
+    """What was asked for, with every default written out: schedule, network, attacks, substitutes, seeds, images."""
+    execution: Execution | None
+    """Device class, threads and layout it was resolved to when it was posted; null for a job that computes nothing."""
     pairing: str | None
     """Which substitutes a target meets: those of its own seed (same) or of all others (independent); null for jobs that
     attack nothing."""

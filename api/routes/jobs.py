@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -27,11 +28,13 @@ from api.service import Service, ServiceDep
 from core.canonical import digest
 from core.datasets import DATASETS
 from core.errors import SpecError
+from core.execution import Execution
 from core.jobs import AnyJob, Job
-from core.plan import Plan, plan, resolved
+from core.plan import Plan, plan
 from core.suites import expand_suite, reductions
+from core.understood import understood
 from store import jobs, waiting
-from store.models import JOB_ENDED, JobState, StageState
+from store.models import JOB_ENDED, JobState, Stage, StageState
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 _job: TypeAdapter[Job] = TypeAdapter(AnyJob)
@@ -114,15 +117,18 @@ def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | Non
     return _once(service, suite, job, idempotency_key, digest(body))
 
 
-def _once(service: Service, suite: str | None, job: Job, idempotency_key: str | None, request_sha256: str) -> Response:
+def _once(
+    service: Service, suite: str | None, job: Job, idempotency_key: str | None, request_sha256: str,
+    execution: Execution | None = None,
+) -> Response:  # fmt: skip
     """Return the answer to a request for a job: with an Idempotency-Key it makes one, however often it comes."""
     if idempotency_key is None:
-        return _created(make_job(service, suite, job))
+        return _created(make_job(service, suite, job, execution=execution))
     replay = _replay(service, idempotency_key, request_sha256)
     if replay is not None:
         return replay
     try:
-        return _created(make_job(service, suite, job, (idempotency_key, request_sha256)))
+        return _created(make_job(service, suite, job, (idempotency_key, request_sha256), execution))
     except IntegrityError:
         # another request with this key was faster: its job is the answer
         replay = _replay(service, idempotency_key, request_sha256)
@@ -131,13 +137,19 @@ def _once(service: Service, suite: str | None, job: Job, idempotency_key: str | 
         return replay
 
 
-def make_job(service: Service, suite: str | None, job: Job, key: tuple[str, str] | None = None) -> JobReply:
+def make_job(
+    service: Service,
+    suite: str | None,
+    job: Job,
+    key: tuple[str, str] | None = None,
+    execution: Execution | None = None,
+) -> JobReply:
     """Return the job that `job` made, in one transaction, with its Idempotency-Key where it has one."""
     with service.database.read() as session:
-        planned = _planned(service, session, job)
+        planned = _planned(service, session, job, execution)
     wanted = jobs.Submission(
         kind=getattr(job, "kind", "benchmark"),
-        spec=resolved(job, planned.dataset).model_dump(mode="json", exclude_none=True),
+        spec=understood(job, planned).model_dump(mode="json", exclude_none=True),
         name=job.name, suite=suite, tags=list(job.tags), priority=job.priority,
     )  # fmt: skip
     with service.database.write() as session:
@@ -173,9 +185,16 @@ def parse_job(body: Any) -> tuple[str | None, Job]:
         raise of_spec_error(error) from None
 
 
-def _planned(service: Service, session: Session, job: Job) -> Plan:
+def _planned(service: Service, session: Session, job: Job, execution: Execution | None = None) -> Plan:
+    """Return the plan of a job, executed as given, else as the job and the service say."""
     service.require_dataset(job)
-    return plan(job, service.execution(session, job), jobs.TrainedModels(session))
+    return plan(job, execution or service.execution(session, job), jobs.TrainedModels(session))
+
+
+def _execution(rows: Sequence[tuple[Stage, bool]]) -> Execution | None:
+    """Return how a job of these stages is executed: its models may have come from elsewhere, its last stages not."""
+    found = next((row.spec["execution"] for row, _ in reversed(rows) if "execution" in row.spec), None)
+    return found and Execution.model_validate(found)
 
 
 def _replay(service: Service, key: str, request_sha256: str) -> Response | None:
@@ -240,6 +259,7 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     return JobReply(
         **short.model_dump(),
         spec=job.spec,
+        execution=_execution(rows),
         pairing=views.pairing(job.kind, job.pairing),
         cost=views.cost(session, device, every),
         models=[ModelLabel(**row) for row in jobs.models_of(session, job_id)],
@@ -298,10 +318,11 @@ def retry_job(
 ) -> Response:
     """Make a new job of the same spec: what failed or was cancelled gets a new life, the rest is shared.
 
-    The old job stays as it ended.
+    It is executed as the old one, whatever workers have come since; the old job stays as it ended.
     """
     with service.database.read() as session:
         old = jobs.by_id(session, job_id)
+        execution = _execution(jobs.stages_of(session, job_id))
     if old is None:
         raise NotFound(f"there is no job {job_id}")
     if old.state not in (JobState.FAILED, JobState.CANCELLED):
@@ -315,4 +336,4 @@ def retry_job(
             f"job {job_id} was made by another version of the code, which this one no longer reads "
             f"({where}: {first['msg']}); post it anew"
         ) from None
-    return _once(service, old.suite, spec, idempotency_key, digest({"retry": job_id}))
+    return _once(service, old.suite, spec, idempotency_key, digest({"retry": job_id}), execution)

@@ -214,7 +214,7 @@ class TestSuites:
         )
         assert (job["suite"], job["name"], job["spec"]["limit"]) == ("quickstart", "mine", 50)
         assert {model["seed"] for model in job["models"]} == {4}
-        assert job["spec"]["training"] == {"iterations": 3}
+        assert job["spec"]["training"]["iterations"] == 3
 
 
 class TestOtherKinds:
@@ -350,6 +350,17 @@ class TestCancel:
         answer = house.client.post(f"/jobs/{job['id']}/retry")
         assert answer.status_code == 409
         assert "was made by another version of the code" in answer.json()["error"]["message"]
+
+    def test_a_retry_is_executed_as_the_job_was(self, small_house: House):
+        """Whatever the service would choose by now: other threads, or CUDA because such a worker has come."""
+        job = small_house.post({**LITTLE, "device": "auto"})
+        assert job["spec"]["device"] == job["execution"]["device"] == "cpu"
+        small_house.client.post(f"/jobs/{job['id']}/cancel")
+        chosen = small_house.service.settings
+        small_house.service.settings = chosen.model_copy(update={"cpu_threads": 7, "device": "cuda"})
+        again = small_house.client.post(f"/jobs/{job['id']}/retry").json()
+        assert again["execution"] == job["execution"]
+        assert [stage["key"] for stage in again["stages"]] == [stage["key"] for stage in job["stages"]]
 
     def test_a_failed_stage_says_why(self, house: House):
         job = house.post({**LITTLE, "kind": "benchmark"})
