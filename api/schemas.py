@@ -282,6 +282,8 @@ class StageDetail(StageBase):
 class LogLine(Reply):
     """A line of a stage's log."""
 
+    number: int
+    """Pass as `after` for the lines behind it; it only grows, with gaps."""
     at: float
     """Seconds since 1970 on the worker's clock."""
     fence: int
@@ -311,6 +313,15 @@ class ModelReply(Reply):
     """Share of clean test images it classifies correctly, where that was evaluated."""
     n: int | None
     """Test images behind `clean_accuracy`."""
+
+
+class ModelPage(Reply):
+    """Trained models, newest first."""
+
+    models: list[ModelReply]
+    """This page."""
+    cursor: int | None
+    """Pass as `cursor` for the next page; null at the end."""
 
 
 class WorkerReply(Reply):

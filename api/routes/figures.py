@@ -20,7 +20,7 @@ from store.stages import by_key
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
 
 SURFACES = sorted(name for name, cls in FIGURES.items() if cls.surface)
-FORMS = {"values": "values", "png": "png", "svg": "svg", "html": "page"}
+LINKS = {"values": "values", "png": "png", "svg": "svg", "html": "page"}
 """Artifact of a draw stage -> its name among the links."""
 
 
@@ -75,12 +75,12 @@ def _require(session: Session, query: FigureQuery) -> None:
 def _figure(found: DrawnFigure) -> dict[str, Any]:
     payload = found.payload or {}
     spec: dict[str, Any] = found.stage.spec
-    links = [(name, sha256) for name, sha256 in sorted(found.artifacts.items()) if name in FORMS]
+    links = [(name, sha256) for name, sha256 in sorted(found.artifacts.items()) if name in LINKS]
     return {
         "key": found.stage.key, "figure": spec["figure"], "state": found.stage.state, "dataset": found.stage.dataset,
         "title": payload.get("title", found.stage.title), "caption": payload.get("caption"),
         "models": [ModelName(key=key, label=label) for key, label in zip(found.models, spec["labels"], strict=True)],
-        "links": {FORMS[name]: f"/artifacts/{sha256}" for name, sha256 in links},
+        "links": {LINKS[name]: f"/artifacts/{sha256}" for name, sha256 in links},
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from api.schemas import (
     EnvironmentReply,
     ErrorDetail,
     LogLine,
+    ModelPage,
     ModelReply,
     StageDetail,
     WorkerReply,
@@ -20,6 +21,7 @@ from core.errors import ArtifactCorrupt
 from core.jobs import DatasetName
 from store import stages, trained, waiting, workers
 from store.models import Attempt
+from store.trained import TrainedModel
 
 router = APIRouter(tags=["stages"], responses=RESPONSES)
 
@@ -60,7 +62,7 @@ def _attempt(row: Attempt) -> AttemptReply:
 def get_log(
     key: Sha256,
     service: ServiceDep,
-    after: Annotated[int, Query(ge=0, le=2**62, description="Lines to leave out, from the start.")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Lines up to this number are left out.")] = 0,
     limit: Annotated[int, Query(ge=1, le=5000, description="Lines at most.")] = 1000,
 ) -> list[LogLine]:
     """Answer with the lines of a stage's log, oldest first."""
@@ -69,7 +71,7 @@ def get_log(
         if stage is None:
             raise NotFound(f"there is no stage {key}")
         lines = stages.log_of(session, stage.id, after, limit)
-        return [LogLine(at=line.at, fence=line.fence, line=line.line) for line in lines]
+        return [LogLine(number=line.id, at=line.at, fence=line.fence, line=line.line) for line in lines]
 
 
 @router.get(
@@ -92,20 +94,22 @@ def get_artifact(sha256: Sha256, service: ServiceDep) -> Response:
 @router.get("/models")
 def list_models(
     service: ServiceDep,
+    cursor: Annotated[int | None, Query(ge=1, le=2**62, description="From the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Models per page.")] = 200,
     dataset: Annotated[DatasetName | None, Query(description="Only models trained on it.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="Models at most.")] = 200,
-) -> list[ModelReply]:
+) -> ModelPage:
     """List trained models, newest first."""
     with service.database.read() as session:
-        found = trained.newest(session, before=None, limit=limit, dataset=dataset)
-    return [
-        ModelReply(
-            key=model.stage.key, recipe=str(model.stage.recipe), label=model.label, dataset=model.stage.dataset,
-            seed=model.stage.seed or 0, defense=model.stage.spec["defense"], weights=model.weights, n=model.n,
-            clean_accuracy=model.n_correct / model.n if model.n and model.n_correct is not None else None,
-        )
-        for model in found
-    ]  # fmt: skip
+        page = trained.newest(session, before=cursor, limit=limit, dataset=dataset)
+        return ModelPage(models=[_model(found) for found in page.models], cursor=page.cursor)
+
+
+def _model(found: TrainedModel) -> ModelReply:
+    return ModelReply(
+        key=found.stage.key, recipe=str(found.stage.recipe), label=found.label, dataset=found.stage.dataset,
+        seed=found.stage.seed or 0, defense=found.stage.spec["defense"], weights=found.weights, n=found.n,
+        clean_accuracy=found.n_correct / found.n if found.n and found.n_correct is not None else None,
+    )  # fmt: skip
 
 
 @router.get("/workers")

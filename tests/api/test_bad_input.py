@@ -353,6 +353,7 @@ ADDRESSES = {
     "/jobs?suite=a%00": (422, "suite", "should match pattern"),
     "/models?dataset=%00": (422, "dataset", "unknown dataset"),
     "/models?dataset=imagenet": (422, "dataset", "unknown dataset 'imagenet'; allowed: cifar10"),
+    "/models?cursor=0": (422, "cursor", "greater than or equal to 1"),
     "/models?limit=x": (422, "limit", "valid integer"),
     "/stages/xyz": (422, "key", "should match pattern"),
     "/stages/xyz/log": (422, "key", "should match pattern"),

@@ -230,7 +230,7 @@ class TestOtherKinds:
         trained = {"dataset": "mnist-mini", "training": {"iterations": 10}}
         house.post({**trained, "kind": "train", "defenses": [NATURAL, {"kind": "fgsm_adv"}]})
         house.work(60)
-        natural = next(model for model in house.get("/models") if model["defense"]["kind"] == "natural")
+        natural = next(model for model in house.get("/models")["models"] if model["defense"]["kind"] == "natural")
         body = {"kind": "evaluate", "targets": [{"key": natural["key"], "name": "by key"}], "limit": 50,
                 "substitutes": [{**trained, "defense": {"kind": "fgsm_adv"}, "name": "by spec"}],
                 "attacks": [{"kind": "fgsm"}]}  # fmt: skip
@@ -253,7 +253,7 @@ class TestOtherKinds:
         for dataset in ("mnist", "mnist-mini"):
             small_house.post({"kind": "train", "dataset": dataset, "defense": NATURAL})
         small_house.work(1)
-        keys = [model["key"] for model in small_house.get("/models")]
+        keys = [model["key"] for model in small_house.get("/models")["models"]]
         answer = small_house.client.post("/jobs", json={"kind": "evaluate", "targets": [{"key": key} for key in keys]})
         assert answer.status_code == 422
         field = answer.json()["error"]["fields"][0]
@@ -300,7 +300,7 @@ class TestListing:
 
     def test_an_empty_database_has_an_empty_page(self, house: House):
         assert house.get("/jobs") == {"jobs": [], "cursor": None}
-        assert house.get("/models") == house.get("/workers") == []
+        assert house.get("/models")["models"] == house.get("/workers") == []
 
 
 class TestCancel:

@@ -245,6 +245,23 @@ class TestClient:
         assert [job["id"] for job in client.jobs(tag="paged", limit=1)] == [*others[::-1], first["id"]]
         assert client.ready()
 
+    def test_it_does_what_the_service_can(self, served: Served):
+        client = Client(served.url)
+        job = client.post_job({**JOB, "seeds": [71]})
+        client.cancel(job["id"])
+        assert client.retry(job["id"], key="again")["id"] == client.retry(job["id"], key="again")["id"] != job["id"]
+        assert [event["kind"] for event in client.history(job["id"])] == [
+            "job.queued",
+            "job.cancelling",
+            "job.cancelled",
+        ]
+        factories.finish(served.database)
+        every = [model["key"] for model in client.models()]
+        assert every == [model["key"] for model in client.models(limit=1, dataset="mnist-mini")]
+        assert every
+        assert client.paper(1, suite="e2sad-mnist-tiny")["table"] == 1
+        assert client.cost(suite="quickstart")["rows"] == client.figures(suite="quickstart") == []
+
     def test_a_refusal_keeps_status_and_fields(self, served: Served):
         with pytest.raises(ApiRefused) as refused:
             Client(served.url).post_job({**JOB, "limit": 0})
