@@ -7,6 +7,7 @@ from typing import Any
 
 from api.schemas import Reply
 from core.errors import ArtifactCorrupt
+from core.execution import Execution
 from core.passes import Passes
 from store.costs import Training
 
@@ -54,16 +55,37 @@ class CostRow(Reply):
     """Per seed."""
 
 
+class RunReply(Reply):
+    """What trainings share whose times may be compared."""
+
+    device: str
+    """Device class."""
+    device_name: str | None
+    """Name of the GPU or the processor."""
+    host: str | None
+    """Name of the machine; null where it was not recorded."""
+    torch: str | None
+    """Version of torch."""
+    execution: Execution
+    """Device class, threads, layout, precision, capture."""
+    dataset: str
+    """Dataset."""
+    network: dict[str, Any]
+    """Architecture."""
+    batch_size: int
+    """Examples per step."""
+
+
 class CostTable(Reply):
     """Trainings of one run: one machine, one software, one dataset, network and batch size."""
 
-    run: dict[str, Any] | None
+    run: RunReply | None
     """What they share; null where no finished training recorded its time."""
     rows: list[CostRow]
     """Cheapest first, by counted passes."""
     claim: str
     """The paper's claim as measured here: natural : FGSM : e2SAD : IFGSM, as far as the run has them."""
-    others: list[dict[str, Any]]
+    others: list[RunReply]
     """Other runs with timed trainings; narrow with suite=, job= or device=."""
     note: str
     """How to read it."""
@@ -81,10 +103,10 @@ def cost_table(groups: Sequence[Sequence[Training]]) -> CostTable:
     said = [row for kind in CLAIM for row in rows if row.kind == kind and row.measured_ratio is not None]
     said.sort(key=lambda row: (CLAIM.index(row.kind), row.units))
     return CostTable(
-        run=groups[0][0].run if groups else None,
+        run=RunReply(**groups[0][0].run) if groups else None,
         rows=rows,
         claim=" : ".join(f"{row.label} {row.measured_ratio:.2f}" for row in said),
-        others=[group[0].run for group in groups[1:]],
+        others=[RunReply(**group[0].run) for group in groups[1:]],
         note=NOTE,
     )
 

@@ -10,7 +10,7 @@ from api.schemas import CellReply, MatrixReply
 
 COLUMNS = (
     "matrix", "dataset", "device", "images", "pairing", "row", "column", "accuracy", "low", "high", "n", "n_correct",
-    "seeds", "spread", "whitebox", "reason", "row_key", "column_key",
+    "seeds", "n_seeds", "spread", "whitebox", "reason", "row_key", "column_key", "note", "cautions",
 )  # fmt: skip
 
 
@@ -28,8 +28,9 @@ def to_csv(matrix: MatrixReply) -> str:
                     matrix.matrix, scope and scope.dataset, scope and scope.device, scope and scope.images,
                     matrix.pairing, _inert(row.label), _inert(column.label),
                     "" if cell.accuracy is None else cell.accuracy, low, high, cell.n, cell.n_correct,
-                    " ".join(str(seed.seed) for seed in cell.seeds), "" if cell.spread is None else cell.spread,
-                    cell.whitebox, _inert(cell.reason or ""), row.key, column.key,
+                    " ".join(str(seed.seed) for seed in cell.seeds), cell.n_seeds,
+                    "" if cell.spread is None else cell.spread, cell.whitebox, _inert(cell.reason or ""), row.key,
+                    column.key, _inert(scope.note if scope else ""), _inert("; ".join(matrix.cautions)),
                 ]
             )  # fmt: skip
     return text.getvalue()
@@ -41,28 +42,59 @@ def _inert(text: str) -> str:
 
 
 def to_markdown(matrix: MatrixReply) -> str:
-    """Return the table with accuracies in per cent and half-widths of the 95 % interval."""
+    """Return the table in per cent with half-widths of the 95 % interval, and what a reader has to know."""
     head = ["", *(column.label.replace("|", "\\|") for column in matrix.columns)]
     lines = [_line(head), _line(["---", *("---:" for _ in matrix.columns)])]
+    marks = footnotes(matrix)
     for row, cells in zip(matrix.rows, matrix.cells, strict=True):
-        lines.append(_line([row.label.replace("|", "\\|"), *(_percent(cell, " ±") for cell in cells)]))
-    return "\n".join([*lines, "", _caption(matrix), ""])
+        lines.append(_line([row.label.replace("|", "\\|"), *(_marked(matrix, cell, " ±", marks) for cell in cells)]))
+    said = ["- " + line.replace("*", "\\*") for line in remarks(matrix)]
+    return "\n".join([*lines, "", _caption(matrix), *([""] if said else []), *said, ""])
 
 
 def to_latex(matrix: MatrixReply) -> str:
-    """Return a tabular environment (booktabs) with the scope as a comment."""
+    """Return a tabular environment (booktabs) with the scope, and what a reader has to know, as comments."""
     head = " & ".join(["", *(_tex(column.label) for column in matrix.columns)])
+    marks = footnotes(matrix)
     body = [
-        " & ".join([_tex(row.label), *(_percent(cell, " $\\pm$ ") for cell in cells)]) + r" \\"
+        " & ".join([_tex(row.label), *(_marked(matrix, cell, " $\\pm$ ", marks) for cell in cells)]) + r" \\"
         for row, cells in zip(matrix.rows, matrix.cells, strict=True)
     ]
     begin = rf"\begin{{tabular}}{{l{'r' * len(matrix.columns)}}}"
     rules = [begin, r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([f"% {_caption(matrix)}", *rules, ""])
+    return "\n".join([*(f"% {line}" for line in (_caption(matrix), *remarks(matrix))), *rules, ""])
 
 
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def footnotes(matrix: MatrixReply) -> dict[str, int]:
+    """Return reason -> its number, in reading order, of every cell that is null or incomplete."""
+    reasons = [cell.reason for cells in matrix.cells for cell in cells if cell.reason]
+    return {reason: number for number, reason in enumerate(dict.fromkeys(reasons), 1)}
+
+
+def remarks(matrix: MatrixReply) -> list[str]:
+    """Return what is to be known beside a table: its images, its marks, cautions, and why cells are missing."""
+    note = [f"{matrix.scope.dataset}: {matrix.scope.note}"] if matrix.scope and matrix.scope.note else []
+    reasons = [f"({number}) {reason}" for reason, number in footnotes(matrix).items()]
+    legend = ["* white-box: the substitute is the target"] if _stars(matrix) else []
+    return [" ".join(line.split()) for line in (*legend, *note, *matrix.cautions, *reasons)]
+
+
+def _stars(matrix: MatrixReply) -> bool:
+    return matrix.matrix == "blackbox" and any(cell.whitebox for cells in matrix.cells for cell in cells)
+
+
+def mark(matrix: MatrixReply, cell: CellReply, marks: Mapping[str, int]) -> str:
+    """Return what stands behind a cell's number: a star on black-box tables' white-box cells, its reason's number."""
+    star = "*" if cell.whitebox and matrix.matrix == "blackbox" else ""
+    return star + (f" ({marks[cell.reason]})" if cell.reason else "")
+
+
+def _marked(matrix: MatrixReply, cell: CellReply, between: str, marks: Mapping[str, int]) -> str:
+    return _percent(cell, between) + mark(matrix, cell, marks)
 
 
 def _percent(cell: CellReply, between: str) -> str:
@@ -74,7 +106,7 @@ def _percent(cell: CellReply, between: str) -> str:
 
 def _caption(matrix: MatrixReply) -> str:
     if matrix.scope is None:
-        return matrix.reason or "no evaluations"
+        return matrix.reason or "no evaluations that fit"
     scope = matrix.scope
     pairing = f", pairing {matrix.pairing}" if matrix.pairing else ""
     return (
@@ -92,13 +124,10 @@ def _tex(text: str) -> str:
     return "".join(_SPECIAL.get(character, character) for character in text)
 
 
-WRITERS: Mapping[str, Callable[[MatrixReply], str]] = {"csv": to_csv, "markdown": to_markdown, "latex": to_latex}
-
-
 PAPER_COLUMNS = (
     "table", "suite", "protocol", "dataset", "device", "images", "row", "column", "published", "loss", "accuracy",
-    "low", "high", "n", "n_correct", "seeds", "spread", "difference", "prediction_low", "prediction_high",
-    "explained_by_chance", "whitebox", "reason", "command",
+    "low", "high", "n", "n_correct", "seeds", "n_seeds", "spread", "difference", "prediction_low", "prediction_high",
+    "explained_by_chance", "whitebox", "reason", "command", "note", "reductions", "cautions",
 )  # fmt: skip
 
 
@@ -109,10 +138,11 @@ def paper_csv(table: PaperReply) -> str:
     writer.writerow(PAPER_COLUMNS)
     scope = table.scope
     head = [table.table, table.suite, table.protocol, scope.dataset, scope.device, scope.images]
+    tail = [_inert(text) for text in (scope.note, "; ".join(table.reductions), "; ".join(table.cautions))]
     for row, cells in zip(table.rows, table.cells, strict=True):
         for column, cell in zip(table.columns, cells, strict=True):
             for ours in cell.measured:
-                writer.writerow([*head, row, column, cell.published, *_paper_line(ours)])
+                writer.writerow([*head, row, column, cell.published, *_paper_line(ours), *tail])
     return text.getvalue()
 
 
@@ -120,7 +150,8 @@ def _paper_line(ours: PaperMeasurement) -> list[object]:
     low, high = ours.interval or ("", "")
     seeds = " ".join(str(seed.seed) for seed in ours.seeds)
     return [
-        ours.loss or "", _empty(ours.accuracy), low, high, ours.n, ours.n_correct, seeds, _empty(ours.spread),
+        ours.loss or "", _empty(ours.accuracy), low, high, ours.n, ours.n_correct, seeds,
+        ours.n_seeds, _empty(ours.spread),
         _empty(ours.difference), *(ours.prediction or ("", "")), ours.explained_by_chance, ours.whitebox,
         ours.reason or "", ours.command or "",
     ]  # fmt: skip
@@ -192,8 +223,10 @@ def _notes(table: PaperReply) -> list[str]:
     protocol = [f"Not the paper's protocol: {line}" for line in table.reductions] or ["The paper's protocol."]
     seeds = sorted({seed.seed for ours in _measurements(table) for seed in ours.seeds})
     missing = Counter(ours.command for ours in _measurements(table) if ours.command)
+    note = table.scope.note
     return [
         *protocol,
+        *([f"{table.scope.dataset}: {note}"] if note else []),
         f"Seeds: {', '.join(map(str, seeds)) or 'none'}.",
         *(f"{origin.evaluations} evaluations on {_where(origin.environment)}." for origin in table.origins),
         *(f"{number} cells are missing or incomplete; `{command}` runs them." for command, number in missing.items()),
@@ -207,7 +240,7 @@ def _measurements(table: PaperReply) -> list[PaperMeasurement]:
 
 def _where(environment: Mapping[str, object]) -> str:
     shown = ", ".join(
-        f"{name} {environment[name]}" for name in ("torch", "gauntlet", "commit") if environment.get(name)
+        f"{name} {environment[name]}" for name in ("host", "torch", "gauntlet", "commit") if environment.get(name)
     )
     origin = ", imported" if environment.get("imported") else ""
     return f"{environment.get('device', 'an unnamed device')} ({shown}{origin})"

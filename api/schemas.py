@@ -4,6 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from core.execution import Execution
+
 
 class Reply(BaseModel):
     """Base of every answer."""
@@ -11,8 +13,19 @@ class Reply(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
-class StageReply(Reply):
-    """A stage as a job shows it."""
+class ErrorDetail(Reply):
+    """What went wrong with a stage, or with one claim of it."""
+
+    cause: str
+    """Class of the error; parent where a stage it needs failed, lost where its worker was."""
+    message: str
+    """What happened, in a sentence."""
+    traceback: str | None = None
+    """Where in the code, for an error of a worker."""
+
+
+class StageBase(Reply):
+    """What every view of a stage shows."""
 
     key: str
     """sha256 of the stage's canonical spec."""
@@ -23,13 +36,20 @@ class StageReply(Reply):
     state: str
     """blocked, ready, running, succeeded, failed or cancelled."""
     waits_for: str | None
-    """Why it is not running, where it waits; what went wrong, where it failed."""
+    """What a blocked or ready stage waits for, or that a running one is being stopped; null where it has ended."""
+    reason: str | None
+    """Why a failed or cancelled stage has ended so; null elsewhere."""
     progress: dict[str, Any] | None
     """How far a running stage is: done, total and the newest losses."""
-    reused: bool
-    """Whether it had succeeded before this job asked for it."""
     device_seconds: float
     """Seconds it has held a device, over all attempts."""
+
+
+class StageReply(StageBase):
+    """A stage as a job shows it."""
+
+    reused: bool
+    """Whether it had succeeded before this job asked for it."""
 
 
 class ProgressReply(Reply):
@@ -108,9 +128,12 @@ class JobReply(JobSummary):
     """A job with its stages."""
 
     spec: dict[str, Any]
-    """What was asked for, with defaults filled in."""
-    pairing: str
-    """Which substitutes a target meets: those of its own seed (same) or of all others (independent)."""
+    """What was asked for, with every default written out: schedule, network, attacks, substitutes, seeds, images."""
+    execution: Execution | None
+    """Device class, threads and layout it was resolved to when it was posted; null for a job that computes nothing."""
+    pairing: str | None
+    """Which substitutes a target meets: those of its own seed (same) or of all others (independent); null for jobs that
+    attack nothing."""
     cost: CostReply
     """What it costs."""
     models: list[ModelLabel]
@@ -151,8 +174,8 @@ class PlanReply(Reply):
     """Dataset."""
     device: str
     """Device class."""
-    pairing: str
-    """Which substitutes a target meets."""
+    pairing: str | None
+    """Which substitutes a target meets; null for a job that attacks nothing."""
     images: int
     """Test images per evaluation, 0 where the job evaluates nothing."""
     stages: list[PlanStage]
@@ -176,7 +199,62 @@ class JobPage(Reply):
     """Pass as `cursor` for the next page; null at the end."""
 
 
-class StageDetail(StageReply):
+class AttemptReply(Reply):
+    """One claim of a stage by a worker."""
+
+    fence: int
+    """Its number; it only grows."""
+    worker: str
+    """Id of the worker process."""
+    started_at: float
+    """Seconds since 1970 on the database's clock."""
+    ended_at: float | None
+    """When it ended; null while it runs."""
+    outcome: str | None
+    """succeeded, failed, cancelled, released or lost; null while it runs."""
+    error: ErrorDetail | None
+    """What went wrong."""
+
+
+class ImportReply(Reply):
+    """Where an imported result came from; fields that a newer version has written are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    host: str | None = None
+    """The machine that wrote the file."""
+    file: str | None = None
+    """sha256 of the file."""
+
+
+class EnvironmentReply(Reply):
+    """What a result was computed with; fields that a kind of stage adds are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    gauntlet: str | None = None
+    """Version of this package."""
+    commit: str | None = None
+    """Commit of the code, with +changes where files differed from it; null outside a git checkout."""
+    python: str | None = None
+    """Version of Python."""
+    torch: str | None = None
+    """Version of torch."""
+    platform: str | None = None
+    """Operating system."""
+    host: str | None = None
+    """Name of the machine."""
+    device: str | None = None
+    """Name of the GPU or the processor."""
+    seconds: float | None = None
+    """Seconds of the computation itself."""
+    micro_batch: int | None = None
+    """Examples at once after memory had run out; null where it never did."""
+    imported: ImportReply | None = None
+    """Where it came from, for a result of another machine."""
+
+
+class StageDetail(StageBase):
     """A stage with everything known of it."""
 
     spec: dict[str, Any]
@@ -191,14 +269,14 @@ class StageDetail(StageReply):
     """Attempts of this life that ended in an error."""
     losses: int
     """Attempts of this life that were lost with their worker."""
-    error: dict[str, Any] | None
-    """Cause, message and traceback of the latest failure."""
-    attempts: list[dict[str, Any]]
-    """Every claim: fence, worker, times, outcome."""
+    error: ErrorDetail | None
+    """The latest failure."""
+    attempts: list[AttemptReply]
+    """Every claim."""
     result: dict[str, Any] | None
     """What it found."""
-    environment: dict[str, Any] | None
-    """Versions and device it ran on."""
+    environment: EnvironmentReply | None
+    """Versions, machine and device it ran on."""
     artifacts: dict[str, str]
     """Name -> sha256; GET /artifacts/{sha256}."""
 
@@ -206,6 +284,8 @@ class StageDetail(StageReply):
 class LogLine(Reply):
     """A line of a stage's log."""
 
+    number: int
+    """Pass as `after` for the lines behind it; it only grows, with gaps."""
     at: float
     """Seconds since 1970 on the worker's clock."""
     fence: int
@@ -235,6 +315,15 @@ class ModelReply(Reply):
     """Share of clean test images it classifies correctly, where that was evaluated."""
     n: int | None
     """Test images behind `clean_accuracy`."""
+
+
+class ModelPage(Reply):
+    """Trained models, newest first."""
+
+    models: list[ModelReply]
+    """This page."""
+    cursor: int | None
+    """Pass as `cursor` for the next page; null at the end."""
 
 
 class WorkerReply(Reply):
@@ -363,7 +452,7 @@ class MatrixReply(Reply):
     cells: list[list[CellReply]]
     """One list per row."""
     others: list[ScopeReply]
-    """Other scopes that have results; narrow with dataset=, device=, limit= or job=."""
+    """Other scopes that have results; narrow with dataset=, device=, images= or job=."""
     reason: str | None = None
     """Why the table has no cell."""
     cautions: list[str] = []

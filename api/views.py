@@ -14,6 +14,7 @@ from api.schemas import (
     ProgressReply,
     ScopeReply,
     SeedReply,
+    StageBase,
     StageReply,
 )
 from core.datasets import DATASETS
@@ -78,11 +79,22 @@ def cost(session: Session, device: str, every: Sequence[tuple[float, str, bool, 
 
 def stage(row: Stage, reused: bool, reasons: waiting.Reasons) -> StageReply:
     """Return a stage as its job shows it."""
-    return StageReply(
-        key=row.key, kind=row.kind, title=row.title, state=row.state, waits_for=reasons.of(row),
-        progress=row.progress if row.state == StageState.RUNNING else None, reused=reused,
+    return StageReply(**of_stage(row, reasons).model_dump(), reused=reused)
+
+
+def of_stage(row: Stage, reasons: waiting.Reasons) -> StageBase:
+    """Return what every view of a stage shows."""
+    said, ended = reasons.of(row), row.state in (StageState.FAILED, StageState.CANCELLED)
+    return StageBase(
+        key=row.key, kind=row.kind, title=row.title, state=row.state, waits_for=None if ended else said,
+        reason=said if ended else None, progress=row.progress if row.state == StageState.RUNNING else None,
         device_seconds=row.device_seconds,
     )  # fmt: skip
+
+
+def pairing(kind: str, chosen: str) -> str | None:
+    """Return the pairing of a job of that kind; None where it attacks nothing."""
+    return chosen if kind in ("benchmark", "evaluate") else None
 
 
 def scope(found: Scope) -> ScopeReply:

@@ -1,4 +1,4 @@
-"""A thin client: one method per thing the API can do."""
+"""A thin client: a method for what is done with jobs, models and results; `get` and `text` for every other address."""
 
 import os
 import time
@@ -43,17 +43,25 @@ class Client:
 
     def jobs(self, **filters: Any) -> Iterator[dict[str, Any]]:
         """Yield jobs, newest first."""
-        cursor = None
-        while True:
-            page = self._json("GET", "/jobs", params={**filters, **({"cursor": cursor} if cursor else {})})
-            yield from page["jobs"]
-            cursor = page["cursor"]
-            if cursor is None:
-                return
+        return self._pages("/jobs", "jobs", filters)
 
     def cancel(self, job_id: int) -> dict[str, Any]:
         """Return the job after asking it to stop."""
         return self._json("POST", f"/jobs/{job_id}/cancel")
+
+    def retry(self, job_id: int, *, key: str | None = None) -> dict[str, Any]:
+        """Return a new job of the spec of one that failed or was cancelled."""
+        return self._json("POST", f"/jobs/{job_id}/retry", headers={"Idempotency-Key": key} if key else {})
+
+    def history(self, job_id: int, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield what happened to a job behind event `after`, oldest first, up to now."""
+        while events := self._json("GET", f"/jobs/{job_id}/history", params={"after": after}):
+            yield from events
+            after = events[-1]["seq"]
+
+    def models(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """Yield trained models, newest first."""
+        return self._pages("/models", "models", filters)
 
     def watch(self, job_id: int, every: float = 1.0) -> Iterator[dict[str, Any]]:
         """Yield the job again and again until it has ended; the last one yielded is its end.
@@ -83,8 +91,20 @@ class Client:
         return self._json("GET", f"/results/{name}-matrix", params=filters)
 
     def matrix_as(self, name: str, form: str, **filters: Any) -> str:
-        """Return the matrix as csv, markdown or latex text."""
+        """Return the matrix as csv, markdown, latex or text, the last for a terminal."""
         return self._send("GET", f"/results/{name}-matrix", params={**filters, "format": form}).text
+
+    def paper(self, table: int, **filters: Any) -> dict[str, Any]:
+        """Return a table of the paper, published beside measured."""
+        return self._json("GET", f"/results/paper/{table}", params=filters)
+
+    def cost(self, **filters: Any) -> dict[str, Any]:
+        """Return what the trainings of one run cost, measured."""
+        return self._json("GET", "/results/cost", params=filters)
+
+    def figures(self, **filters: Any) -> list[dict[str, Any]]:
+        """Return figures, newest first, with links to their pictures."""
+        return self._json("GET", "/results/figures", params=filters)
 
     def text(self, path: str, **params: Any) -> str:
         """Return the text at `path`."""
@@ -100,6 +120,15 @@ class Client:
             return self._http.get("/readyz").is_success
         except httpx.TransportError:
             return False
+
+    def _pages(self, path: str, name: str, filters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        cursor = None
+        while True:
+            page = self._json("GET", path, params={**filters, **({"cursor": cursor} if cursor else {})})
+            yield from page[name]
+            cursor = page["cursor"]
+            if cursor is None:
+                return
 
     def _json(self, method: str, path: str, **more: Any) -> Any:
         response = self._send(method, path, **more)

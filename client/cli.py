@@ -12,10 +12,10 @@ from typing import Any
 import httpx
 import yaml
 
-from client import paper, tables
+from client import paper, progress
 from client.api import ApiRefused, Client, service_url
 
-ADMIN = ("doctor", "gc", "backup", "restore", "export", "import")
+ADMIN = ("data", "doctor", "gc", "backup", "restore", "export", "import")
 """Commands that run on the service's own machine."""
 PLAIN_SECONDS = 5.0
 """How often progress is printed where the output is no terminal."""
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     """Return the exit status of `gauntlet ARGUMENTS`."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] and given[0] in ADMIN:
-        # it needs the database and the artifacts, which the client never touches: another program's business
+        # it needs settings, database or artifacts, which the client never touches: another program's business
         return subprocess.run([sys.executable, "-m", "store.admin", *given], check=False).returncode
     options = _parser().parse_args(given)
     try:
@@ -48,8 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gauntlet",
         description="Benchmarks of adversarial defenses.",
-        epilog="On the service's own machine also: gauntlet doctor | gc | backup | restore | export | import"
-        " (each with --help).",
+        epilog=f"On the service's own machine also: gauntlet {' | '.join(ADMIN)} (each with --help).",
     )
     parser.add_argument("--url", help="the service (default: GAUNTLET_URL, else http://127.0.0.1:8000)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -91,11 +90,6 @@ def _parser() -> argparse.ArgumentParser:
         "--write", metavar="FOLDER", help="write all tables and counts of the newest job of --suite there instead"
     )
     published.set_defaults(run=_paper)
-
-    data = commands.add_parser("data", help="download a dataset into DATA_DIR")
-    data.add_argument("name")
-    data.add_argument("--data-dir", default="data", help="the folder (default: data)")
-    data.set_defaults(run=_data)
     return parser
 
 
@@ -114,7 +108,7 @@ def _submit(options: argparse.Namespace) -> int:
     if options.matrices:
         for name in ("whitebox", "blackbox"):
             print()
-            _print_table(client.matrix(name, job=answer["id"]))
+            print(client.matrix_as(name, "text", job=answer["id"]), end="")
     return status
 
 
@@ -143,16 +137,16 @@ def _watch(client: Client, job_id: int) -> int:
     shown, last = "", 0.0
     job: dict[str, Any] = {}
     for job in client.watch(job_id):
-        line = tables.progress_line(job)
+        line = progress.line(job)
         if live:
             print(f"\r\033[K{line}", end="", flush=True)
         elif line != shown and time.monotonic() - last > PLAIN_SECONDS:
             print(line, flush=True)
             shown, last = line, time.monotonic()
-    print(f"\r\033[K{tables.progress_line(job)}" if live else tables.progress_line(job))
+    print(f"\r\033[K{progress.line(job)}" if live else progress.line(job))
     for stage in job["stages"]:
         if stage["state"] == "failed":
-            print(f"failed: {stage['title']}: {stage['waits_for']}", file=sys.stderr)
+            print(f"failed: {stage['title']}: {stage['reason']}", file=sys.stderr)
     return 0 if job["state"] == "succeeded" else 1
 
 
@@ -174,14 +168,11 @@ def _cancel(options: argparse.Namespace) -> int:
 def _matrix(options: argparse.Namespace) -> int:
     client = Client(options.url)
     filters = {"job": options.job} if options.job else {}
-    if options.format in ("table", "json"):
-        found = client.matrix(options.name, **filters)
-        if options.format == "json":
-            print(json.dumps(found, indent=2))
-        else:
-            _print_table(found)
+    if options.format == "json":
+        print(json.dumps(client.matrix(options.name, **filters), indent=2))
     else:
-        print(client.matrix_as(options.name, options.format, **filters), end="")
+        form = "text" if options.format == "table" else options.format
+        print(client.matrix_as(options.name, form, **filters), end="")
     return 0
 
 
@@ -212,35 +203,6 @@ def _write(client: Client, options: argparse.Namespace) -> int:
             print(f"wrote {path}")
     except paper.NothingToWrite as error:
         raise SystemExit(f"gauntlet paper: {error}") from None
-    return 0
-
-
-def _print_table(matrix: dict[str, Any]) -> None:
-    print(tables.caption(matrix))
-    if not matrix["rows"]:
-        if matrix["scope"] is not None:
-            print(f"empty: {matrix['reason']}")
-        return
-    print(tables.table(matrix))
-    if any(cell["whitebox"] for cells in matrix["cells"] for cell in cells) and matrix["matrix"] == "blackbox":
-        print("* white-box: the substitute is the target")
-    for line in [*tables.reasons(matrix), *matrix["cautions"]]:
-        print(line)
-
-
-def _data(options: argparse.Namespace) -> int:
-    from core.datasets import DATASETS
-    from core.errors import DatasetMissing
-
-    if options.name not in DATASETS:
-        print(f"gauntlet: no dataset {options.name!r}; there are {', '.join(DATASETS)}", file=sys.stderr)
-        return 1
-    try:
-        DATASETS[options.name]().load(Path(options.data_dir), download=True)
-    except DatasetMissing as error:
-        print(f"gauntlet: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.name} is in {options.data_dir}")
     return 0
 
 

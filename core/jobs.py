@@ -105,7 +105,7 @@ class TrainingRequest(Spec):
 
 
 class NamedDefense(Spec):
-    """A defense with a label of its own and, where it needs them, its own schedule and network."""
+    """A defense with a label of its own and, where it needs one, its own schedule."""
 
     defense: AnyDefense
     """The defense."""

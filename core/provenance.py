@@ -1,4 +1,4 @@
-"""What a result was computed with: versions, device, commit. Written beside results, never part of a key."""
+"""What a result was computed with: versions, machine, device, commit. Written beside results, never part of a key."""
 
 import platform
 import subprocess
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @cache
 def environment() -> dict[str, Any]:
-    """Return the versions, the device and, from a git checkout, the commit of this process."""
+    """Return the versions, the machine, the device and, from a git checkout, the commit of this process."""
     import torch
 
     return {
@@ -26,6 +26,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
+        "host": platform.node(),
         "device": device_name(),
     }
 

@@ -1,7 +1,7 @@
 """`python -m store.admin`: look after a service's database and artifacts, on a machine that reaches both.
 
-The `gauntlet` command runs it for `doctor`, `gc`, `backup`, `restore`, `export` and `import`: nothing is deleted over
-HTTP, and results that no worker of this service computed come in only here.
+The `gauntlet` command runs it for `data`, `doctor`, `gc`, `backup`, `restore`, `export` and `import`: nothing is
+deleted over HTTP, and results that no worker of this service computed come in only here.
 """
 
 import argparse
@@ -13,7 +13,9 @@ from pathlib import Path
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from core.errors import ArtifactCorrupt, GauntletError, SpecError, StoreAway
+from core.datasets import DATASETS
+from core.datasets.base import RenderedDigits
+from core.errors import ArtifactCorrupt, DatasetMissing, GauntletError, SpecError, StoreAway
 from store import lost, migrate, stages
 from store.artifacts import ArtifactStore, open_store
 from store.backup import backup, referenced, restore
@@ -118,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     """Return 0 where all is well or done, 1 where something is wrong."""
     options = _parser().parse_args(argv)
     chosen = settings()
+    if options.command == "data":
+        return _data(options.name, (options.data_dir or chosen.data_dir).expanduser().absolute())
     database = Database(chosen.sql_url)
     try:
         return _run(options, database, open_store(chosen.artifacts, chosen.s3))
@@ -131,6 +135,9 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gauntlet", description="Look after a service's database and artifacts.")
     commands = parser.add_subparsers(dest="command", required=True)
+    data = commands.add_parser("data", help="download a dataset, or draw it, and check it; into DATA_DIR")
+    data.add_argument("name", choices=list(DATASETS), help=f"one of {', '.join(DATASETS)}", metavar="NAME")
+    data.add_argument("--data-dir", type=Path, help="another folder (default: DATA_DIR, also from .env)")
     check = commands.add_parser("doctor", help="check the invariants and every artifact; exit 1 where one is broken")
     check.add_argument("--no-artifacts", action="store_true", help="leave the stored bytes out")
     check.add_argument("--repair", action="store_true", help="run again what made an artifact that is lost or altered")
@@ -150,6 +157,21 @@ def _parser() -> argparse.ArgumentParser:
     bring = commands.add_parser("import", help="bring results of another machine in, after verifying them")
     bring.add_argument("file", type=Path)
     return parser
+
+
+def _data(name: str, folder: Path) -> int:
+    """Return 0 when the dataset is in the folder."""
+    dataset = DATASETS[name]()
+    try:
+        dataset.load(folder, download=True)
+    except (DatasetMissing, OSError) as error:
+        print(f"gauntlet data: {error}", file=sys.stderr)
+        return 1
+    if isinstance(dataset, RenderedDigits) and not dataset.cached(folder).is_file():
+        print(f"gauntlet data: {dataset.cached(folder)} cannot be written", file=sys.stderr)
+        return 1
+    print(f"{name} is in {dataset.folder(folder)}")
+    return 0
 
 
 def _run(options: argparse.Namespace, database: Database, store: ArtifactStore) -> int:

@@ -42,7 +42,7 @@ class Training:
             "device": self.spec.execution.device,
             "device_name": self.environment.get("device"),
             "torch": self.environment.get("torch"),
-            "host": imported.get("host"),
+            "host": self.environment.get("host") or imported.get("host"),
             "execution": self.spec.execution.model_dump(mode="json"),
             "dataset": self.spec.dataset,
             "network": self.spec.network.model_dump(mode="json"),

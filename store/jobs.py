@@ -311,6 +311,21 @@ def by_id(session: Session, job_id: int) -> Job | None:
     return session.get(Job, job_id, populate_existing=True)
 
 
+def posted_as(session: Session, suite: str) -> bool:
+    """Return whether any job was posted as that suite."""
+    return session.scalar(select(Job.id).where(Job.suite == suite).limit(1)) is not None
+
+
+def has_label(session: Session, label: str) -> bool:
+    """Return whether a model of any job is called so."""
+    return session.scalar(select(JobModel.job_id).where(JobModel.label == label).limit(1)) is not None
+
+
+def labels(session: Session, limit: int) -> list[str]:
+    """Return names of models in tables, in order, `limit` at most."""
+    return list(session.scalars(select(JobModel.label).distinct().order_by(JobModel.label).limit(limit)))
+
+
 def stages_of(session: Session, job_id: int) -> list[tuple[Stage, bool]]:
     """Return a job's stages, with whether each was reused, in the order they were planned."""
     query = (

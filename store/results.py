@@ -184,9 +184,9 @@ class _Group:
 
 def whitebox(session: Session, filters: Filters) -> Matrix:
     """Return attacks by targets: each target under examples crafted on itself, and on clean images."""
-    scope, others = _scope(session, filters)
+    scope, every = _scope(session, filters)
     if scope is None:
-        return Matrix(None, None, [], [], {}, others, NOTHING)
+        return Matrix(None, None, [], [], {}, every, NOTHING)
     names = _names(session, filters, scope, "target")
     groups = [
         group for group in _groups(session, filters, scope, whitebox_only=True) if group.first.target_recipe in names
@@ -194,14 +194,14 @@ def whitebox(session: Session, filters: Filters) -> Matrix:
     attacks = _attack_axes(groups)
     columns = _model_axes(names, {group.first.target_recipe for group in groups})
     cells = _cells(session, filters, scope, groups, _by_attack)
-    return Matrix(scope, None, attacks, columns, cells, others, None if cells else NOTHING)
+    return _matrix(scope, None, attacks, columns, cells, every, NOTHING)
 
 
 def blackbox(session: Session, filters: Filters) -> Matrix:
     """Return substitutes by targets: each target under examples crafted on each substitute."""
-    scope, others = _scope(session, filters)
+    scope, every = _scope(session, filters)
     if scope is None:
-        return Matrix(None, None, [], [], {}, others, NOTHING)
+        return Matrix(None, None, [], [], {}, every, NOTHING)
     targets = _names(session, filters, scope, "target")
     substitutes = _names(session, filters, scope, "substitute", every_label=True)
     pairing = filters.pairing or _pairing(session, filters, scope)
@@ -223,8 +223,8 @@ def blackbox(session: Session, filters: Filters) -> Matrix:
     rows = _substitute_axes(pairs, substitutes)
     columns = _model_axes(targets, {group.first.target_recipe for group in pairs})
     cells = _cells(session, filters, scope, pairs, _by_substitute)
-    reason = None if cells else _why_empty(targets, substitutes, shown, pairing)
-    return Matrix(scope, pairing, rows, columns, cells, others, reason)
+    reason = _why_empty(targets, substitutes, shown, pairing)
+    return _matrix(scope, pairing, rows, columns, cells, every, reason)
 
 
 def _why_empty(
@@ -236,6 +236,16 @@ def _why_empty(
     if any(not group.whitebox for group in shown):
         return f"no such target meets a substitute by pairing {pairing}, or under this attack; leave a filter out"
     return "every substitute is the target itself; the white-box matrix has it"
+
+
+def _matrix(
+    scope: Scope, pairing: str | None, rows: list[Axis], columns: list[Axis], cells: dict[tuple[str, str], Cell],
+    every: list[Scope], why_empty: str,
+) -> Matrix:  # fmt: skip
+    """Return the table; where nothing fits it has no scope, and says why."""
+    if not rows or not columns:
+        return Matrix(None, pairing, [], [], {}, every, why_empty)
+    return Matrix(scope, pairing, rows, columns, cells, [other for other in every if other != scope])
 
 
 def self_strength(session: Session, filters: Filters, scope: Scope) -> dict[str, Cell]:
@@ -271,13 +281,13 @@ def _by_substitute(e: Evaluation) -> tuple[str, str]:
 
 
 def _scope(session: Session, filters: Filters) -> tuple[Scope | None, list[Scope]]:
-    """Return the newest comparable group that fits the filters, and the others."""
+    """Return the newest comparable group that fits the filters, and all there are."""
     everything = _scopes(session) if filters.job is None else _scopes_of(session, filters.job)
     fits = [scope for scope in everything if _fits(scope, filters)]
     if not fits:
         return None, everything
-    newest = fits[0] if len(fits) == 1 else _newest(session, filters, fits)
-    return newest, [scope for scope in everything if scope != newest]
+    sure = len(fits) == 1 and filters.suite is None
+    return (fits[0] if sure else _newest(session, filters, fits)), everything
 
 
 def _fits(scope: Scope, filters: Filters) -> bool:
@@ -307,8 +317,12 @@ def _scopes_of(session: Session, job: int) -> list[Scope]:
     return [Scope(*row) for row in session.execute(mine.distinct().order_by(*_SCOPE))]
 
 
-def _newest(session: Session, filters: Filters, fits: Sequence[Scope]) -> Scope:
-    """Return the scope of the newest job that fits, by one evaluation of each; a job has one scope."""
+def _newest(session: Session, filters: Filters, fits: Sequence[Scope]) -> Scope | None:
+    """Return the scope of the newest job that fits, by one evaluation of each; a job has one scope.
+
+    None where no job of the suite asked for has results in any of them.
+    """
+    last = fits[-1] if filters.suite is None else None
     one: Any = (
         select(Evaluation.stage_id)
         .join(JobStage, JobStage.stage_id == Evaluation.stage_id)
@@ -326,8 +340,8 @@ def _newest(session: Session, filters: Filters, fits: Sequence[Scope]) -> Scope:
         scopes = {row[0]: Scope(*row[1:]) for row in rows}
         newest = next((scopes[found] for found in ids if found in scopes and scopes[found] in fits), None)
         if newest is not None or not ids:
-            return newest or fits[-1]
-    return fits[-1]
+            return newest or last
+    return last
 
 
 def _names(session: Session, filters: Filters, scope: Scope, role: str, *, every_label: bool = False) -> dict[str, str]:

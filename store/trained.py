@@ -20,26 +20,36 @@ class TrainedModel:
     n_correct: int | None
 
 
-def newest(session: Session, *, before: int | None, limit: int, dataset: str | None) -> list[TrainedModel]:
-    """Return trained models, newest first."""
+@dataclass(frozen=True)
+class Page:
+    """Trained models, newest first, and the cursor of the next page (None at the end)."""
+
+    models: list[TrainedModel]
+    cursor: int | None
+
+
+def newest(session: Session, *, before: int | None, limit: int, dataset: str | None) -> Page:
+    """Return one page of trained models."""
     query = (
         select(Stage, StageArtifact.sha256)
         .join(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == "weights"))
         .where(Stage.kind == "train", Stage.state == StageState.SUCCEEDED)
         .order_by(Stage.id.desc())
-        .limit(limit)
+        .limit(limit + 1)
     )
     if before is not None:
         query = query.where(Stage.id < before)
     if dataset is not None:
         query = query.where(Stage.dataset == dataset)
-    rows = session.execute(query).all()
+    found = session.execute(query).all()
+    rows = found[:limit]
     ids = [row[0].id for row in rows]
     labels, clean = _labels(session, ids), _clean(session, ids)
-    return [
+    models = [
         TrainedModel(stage, labels.get(stage.id, stage.title), weights, *clean.get(stage.id, (None, None)))
         for stage, weights in rows
     ]
+    return Page(models, ids[-1] if len(found) > limit else None)
 
 
 def _labels(session: Session, ids: Sequence[int]) -> dict[int, str]:

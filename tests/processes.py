@@ -276,5 +276,5 @@ class Processes:
 
 
 def _brief(job: dict[str, Any]) -> str:
-    stages = [f"{stage['title']}: {stage['state']}, {stage['waits_for']}" for stage in job["stages"]]
+    stages = [f"{stage['title']}: {stage['state']}, {stage['waits_for'] or stage['reason']}" for stage in job["stages"]]
     return "\n".join([f"job {job['id']} is {job['state']}", *stages])

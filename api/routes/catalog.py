@@ -29,7 +29,6 @@ def catalog(service: ServiceDep) -> dict[str, Any]:
         "stages": _schemas(STAGES),
         "figures": _schemas(FIGURES),
         "datasets": {name: _dataset(name, service) for name in DATASETS},
-        "suites": {name: spec.get("description", "") for name, spec in suites().items()},
     }
 
 

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from api import costs as views
 from api.costs import CostTable, CurvesReply
 from api.errors import RESPONSES, Invalid, NotFound, QueryText
+from api.filters import require_job, require_suite
 from api.service import ServiceDep
 from core.jobs import Key
-from store import costs, jobs, stages
+from store import costs, stages
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
 MAX_CURVES = 100
@@ -45,8 +46,8 @@ class CurvesQuery(TrainingQuery):
 def cost(query: Annotated[CostQuery, Query()], service: ServiceDep) -> CostTable:
     """Answer with passes and measured time per example of each training, and ratios to natural training, of one run."""
     with service.database.read() as session:
-        if query.job is not None and jobs.by_id(session, query.job) is None:
-            raise NotFound(f"there is no job {query.job}")
+        require_job(session, query.job)
+        require_suite(session, query.suite)
         found = costs.trainings(session, suite=query.suite, job=query.job, device=query.device)
     return views.cost_table(costs.runs(found))
 
@@ -55,8 +56,8 @@ def cost(query: Annotated[CostQuery, Query()], service: ServiceDep) -> CostTable
 def curves(query: Annotated[CurvesQuery, Query()], service: ServiceDep) -> CurvesReply:
     """Answer with the training curves of models: losses and accuracy against iterations."""
     with service.database.read() as session:
-        if query.job is not None and jobs.by_id(session, query.job) is None:
-            raise NotFound(f"there is no job {query.job}")
+        require_job(session, query.job)
+        require_suite(session, query.suite)
         for key in query.model:
             stage = stages.by_key(session, key)
             if stage is None or stage.kind != "train":

@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from api.errors import RESPONSES, NotFound, QueryText
+from api.filters import require_job, require_suite
 from api.schemas import FigureReply, ModelName, SurfaceReply
 from api.service import Service, ServiceDep
 from core.errors import ArtifactCorrupt
 from core.figures import FIGURES
 from core.jobs import DatasetName, Key
-from store import jobs
 from store.figures import DrawnFigure, FigureFilters, figures
 from store.models import StageState
 from store.stages import by_key
@@ -21,7 +21,7 @@ from store.stages import by_key
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
 
 SURFACES = sorted(name for name, cls in FIGURES.items() if cls.surface)
-FORMS = {"values": "values", "png": "png", "svg": "svg", "html": "page"}
+LINKS = {"values": "values", "png": "png", "svg": "svg", "html": "page"}
 """Artifact of a draw stage -> its name among the links."""
 
 
@@ -65,8 +65,8 @@ def list_surfaces(query: Annotated[FigureQuery, Query()], service: ServiceDep) -
 
 
 def _require(session: Session, query: FigureQuery) -> None:
-    if query.job is not None and jobs.by_id(session, query.job) is None:
-        raise NotFound(f"there is no job {query.job}")
+    require_job(session, query.job)
+    require_suite(session, query.suite)
     if query.model is not None:
         stage = by_key(session, query.model)
         if stage is None or stage.kind != "train":
@@ -76,12 +76,12 @@ def _require(session: Session, query: FigureQuery) -> None:
 def _figure(found: DrawnFigure) -> dict[str, Any]:
     payload = found.payload or {}
     spec: dict[str, Any] = found.stage.spec
-    links = [(name, sha256) for name, sha256 in sorted(found.artifacts.items()) if name in FORMS]
+    links = [(name, sha256) for name, sha256 in sorted(found.artifacts.items()) if name in LINKS]
     return {
         "key": found.stage.key, "figure": spec["figure"], "state": found.stage.state, "dataset": found.stage.dataset,
         "title": payload.get("title", found.stage.title), "caption": payload.get("caption"),
         "models": [ModelName(key=key, label=label) for key, label in zip(found.models, spec["labels"], strict=True)],
-        "links": {FORMS[name]: f"/artifacts/{sha256}" for name, sha256 in links},
+        "links": {LINKS[name]: f"/artifacts/{sha256}" for name, sha256 in links},
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, cast
 
@@ -25,17 +26,19 @@ from api.errors import (
     of_spec_error,
     of_validation,
 )
+from api.filters import require_suite
 from api.schemas import JobPage, JobReply, ModelLabel, PlanReply, PlanStage
 from api.service import Service, ServiceDep
 from core import protocol
 from core.canonical import digest
 from core.errors import SpecError
+from core.execution import Execution
 from core.jobs import AnyJob, Job
 from core.plan import Plan, plan
-from core.resolve import resolved
 from core.suites import expand_suite, inherited, suites
+from core.understood import understood
 from store import idempotency, jobs, waiting
-from store.models import JOB_ENDED, JobState, StageState
+from store.models import JOB_ENDED, JobState, Stage, StageState
 from store.protocol import asked_of
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
@@ -137,10 +140,13 @@ def _with_origins(error: ApiError, body: Any) -> ApiError:
     return error
 
 
-def _once(service: Service, suite: str | None, job: Job, idempotency_key: str | None, request_sha256: str) -> Response:
+def _once(
+    service: Service, suite: str | None, job: Job, idempotency_key: str | None, request_sha256: str,
+    execution: Execution | None = None,
+) -> Response:  # fmt: skip
     """Return the answer to a request for a job: with an Idempotency-Key it makes one, however often it comes."""
     if idempotency_key is None:
-        return _created(_shown(service, make_job(service, suite, job)))
+        return _created(_shown(service, make_job(service, suite, job, execution=execution)))
     replay = _replay(service, idempotency_key, request_sha256)
     if replay is not None:
         return replay
@@ -151,7 +157,7 @@ def _once(service: Service, suite: str | None, job: Job, idempotency_key: str | 
             raise _in_progress_error()
         return replay
     try:
-        job_id = make_job(service, suite, job, (idempotency_key, owner))
+        job_id = make_job(service, suite, job, (idempotency_key, owner), execution)
     except Exception:
         _let_go(service, idempotency_key, owner)
         raise
@@ -177,17 +183,20 @@ def _let_go(service: Service, key: str, owner: str) -> None:
         idempotency.let_go(session, key, owner)
 
 
-def make_job(service: Service, suite: str | None, job: Job, key: tuple[str, str] | None = None) -> int:
+def make_job(
+    service: Service, suite: str | None, job: Job, key: tuple[str, str] | None = None,
+    execution: Execution | None = None,
+) -> int:  # fmt: skip
     """Return the id of the job made in one transaction, with its Idempotency-Key and owner where it has one.
 
     Raises:
         InProgress: it took so long that another request has the key by now; nothing was stored.
     """
     with service.database.read() as session:
-        planned = _planned(service, session, job)
+        planned = _planned(service, session, job, execution)
     wanted = jobs.Submission(
         kind=getattr(job, "kind", "benchmark"),
-        spec=resolved(job, planned.dataset).model_dump(mode="json", exclude_none=True),
+        spec=understood(job, planned).model_dump(mode="json", exclude_none=True),
         name=job.name, suite=suite, tags=list(job.tags), priority=job.priority,
     )  # fmt: skip
     with service.database.write() as session:
@@ -243,9 +252,16 @@ def parse_job(body: Any) -> tuple[str | None, Job]:
         raise of_spec_error(error) from None
 
 
-def _planned(service: Service, session: Session, job: Job) -> Plan:
+def _planned(service: Service, session: Session, job: Job, execution: Execution | None = None) -> Plan:
+    """Return the plan of a job, executed as given, else as the job and the service say."""
     service.require_dataset(job)
-    return plan(job, service.execution(session, job), jobs.TrainedModels(session))
+    return plan(job, execution or service.execution(session, job), jobs.TrainedModels(session))
+
+
+def _execution(rows: Sequence[tuple[Stage, bool]]) -> Execution | None:
+    """Return how a job of these stages is executed: its models may have come from elsewhere, its last stages not."""
+    found = next((row.spec["execution"] for row, _ in reversed(rows) if "execution" in row.spec), None)
+    return found and Execution.model_validate(found)
 
 
 def _replay(service: Service, key: str, request_sha256: str) -> Response | None:
@@ -278,7 +294,7 @@ def _plan_reply(session: Session, job: Job, planned: Plan) -> PlanReply:
         kind=getattr(job, "kind", "benchmark"),
         dataset=planned.dataset,
         device=planned.device,
-        pairing=planned.pairing,
+        pairing=views.pairing(getattr(job, "kind", "benchmark"), planned.pairing),
         images=max((stage.images for stage in ordered), default=0),
         stages=[
             PlanStage(
@@ -315,7 +331,8 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     return JobReply(
         **short.model_dump(),
         spec=job.spec,
-        pairing=job.pairing,
+        execution=_execution(rows),
+        pairing=views.pairing(job.kind, job.pairing),
         cost=views.cost(session, device, every),
         models=[ModelLabel(**row) for row in models],
         stages=[views.stage(row, reused, reasons) for row, reused in rows],
@@ -347,6 +364,7 @@ def list_jobs(
 ) -> JobPage:
     """List jobs, newest first."""
     with service.database.read() as session:
+        require_suite(session, suite)
         page = jobs.newest(session, before=cursor, limit=limit, state=state, name=name, tag=tag, suite=suite)
         counts = jobs.counts(session, [job.id for job in page.jobs])
         return JobPage(jobs=[views.summary(job, counts[job.id]) for job in page.jobs], cursor=page.cursor)
@@ -373,10 +391,11 @@ def retry_job(
 ) -> Response:
     """Make a new job of the same spec: what failed or was cancelled gets a new life, the rest is shared.
 
-    The old job stays as it ended.
+    It is executed as the old one, whatever workers have come since; the old job stays as it ended.
     """
     with service.database.read() as session:
         old = jobs.by_id(session, job_id)
+        execution = _execution(jobs.stages_of(session, job_id))
     if old is None:
         raise NotFound(f"there is no job {job_id}")
     if old.state not in (JobState.FAILED, JobState.CANCELLED):
@@ -390,4 +409,4 @@ def retry_job(
             f"job {job_id} was made by another version of the code, which this one no longer reads "
             f"({where}: {first['msg']}); post it anew"
         ) from None
-    return _once(service, old.suite, spec, idempotency_key, digest({"retry": job_id}))
+    return _once(service, old.suite, spec, idempotency_key, digest({"retry": job_id}), execution)

@@ -8,20 +8,23 @@ from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
 from sqlalchemy.orm import Session
 
-from api import exports, views
-from api.errors import RESPONSES, NotFound, QueryText
-from api.forms import FORMS, Accept, Form, IfNoneMatch, answer, chosen, unchanged
+from api import views
+from api.errors import RESPONSES, QueryText
+from api.filters import AttackName, NetworkName, require_job, require_labels, require_suite
+from api.forms import Accept, IfNoneMatch, MatrixForm, answer, chosen, in_forms, unchanged
 from api.schemas import MatrixReply
 from api.service import Service, ServiceDep
+from api.terminal import WRITERS
 from core import protocol
 from core.fields import MAX_SEED, Pixels, format_pixels
 from core.jobs import DatasetName
-from store import jobs, results
+from store import results
 from store.protocol import asked_of_matrix
 from store.results import Filters, Matrix
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
 
+FORMS = in_forms(*WRITERS)
 _pixels: TypeAdapter[Fraction] = TypeAdapter(Pixels)
 
 
@@ -38,11 +41,11 @@ class MatrixQuery(BaseModel):
     """Dataset."""
     device: Literal["cpu", "cuda"] | None = None
     """Device class."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    images: Annotated[int, Field(ge=1)] | None = None
     """Test images behind each evaluation."""
-    network: QueryText | None = None
+    network: NetworkName | None = None
     """Architecture."""
-    attack: QueryText | None = None
+    attack: AttackName | None = None
     """Kind of attack."""
     eps: QueryText | None = None
     """Radius of the attack, as a number or a fraction."""
@@ -54,7 +57,7 @@ class MatrixQuery(BaseModel):
     """Only targets of these seeds; may be repeated."""
     pairing: Literal["all", "same", "independent"] | None = None
     """Which substitutes a target meets; left out, as the newest job said."""
-    format: Form | None = None
+    format: MatrixForm | None = None
     """Form of the answer; left out, what Accept asks for, else JSON."""
 
     @field_validator("eps")
@@ -65,7 +68,7 @@ class MatrixQuery(BaseModel):
     def filters(self) -> Filters:
         """Return the query as the store takes it."""
         return Filters(
-            job=self.job, suite=self.suite, dataset=self.dataset, device=self.device, limit=self.limit,
+            job=self.job, suite=self.suite, dataset=self.dataset, device=self.device, limit=self.images,
             network=self.network, attack=self.attack, eps=self.eps, steps=self.steps, labels=tuple(self.label),
             seeds=tuple(self.seed), pairing=self.pairing,
         )  # fmt: skip
@@ -105,9 +108,10 @@ def _blackbox(session: Session, query: MatrixQuery) -> MatrixReply:
     return views.matrix("blackbox", found, strength, _cautions(session, found))
 
 
-def _require_job(session: Session, query: MatrixQuery) -> None:
-    if query.job is not None and jobs.by_id(session, query.job) is None:
-        raise NotFound(f"there is no job {query.job}")
+def _require(session: Session, query: MatrixQuery) -> None:
+    require_job(session, query.job)
+    require_suite(session, query.suite)
+    require_labels(session, query.label)
 
 
 def _cautions(session: Session, found: Matrix) -> list[str]:
@@ -122,14 +126,14 @@ def _answer(
     accept: str | None, if_none_match: str | None,
 ) -> Response:  # fmt: skip
     """Return the table that `make` makes, or 304; where nothing has changed since it was last made, by one query."""
-    question = (name, chosen(query.format, accept), query.model_dump_json())
+    question = (name, chosen(query.format, accept, {"json", *WRITERS}), query.model_dump_json())
     with service.database.read() as session:
         stamp = results.stamp(session)
         known = service.tags.of(question, stamp)
         if known is not None and if_none_match is not None and known in if_none_match:
             return unchanged(known)
-        _require_job(session, query)
+        _require(session, query)
         reply = make(session, query)
-    found = answer(reply, exports.WRITERS, query.format, accept, if_none_match)
+    found = answer(reply, WRITERS, query.format, accept, if_none_match)
     service.tags.learn(question, stamp, found.headers["etag"])
     return found

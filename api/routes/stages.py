@@ -5,12 +5,23 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query, Response
 
 from api import views
-from api.errors import RESPONSES, NotFound, QueryText
-from api.schemas import LogLine, ModelReply, StageDetail, WorkerReply
+from api.errors import RESPONSES, NotFound
+from api.schemas import (
+    AttemptReply,
+    EnvironmentReply,
+    ErrorDetail,
+    LogLine,
+    ModelPage,
+    ModelReply,
+    StageDetail,
+    WorkerReply,
+)
 from api.service import ServiceDep
 from core.errors import ArtifactCorrupt
+from core.jobs import DatasetName
 from store import refusals, stages, trained, waiting, workers
 from store.models import Attempt
+from store.trained import TrainedModel
 
 router = APIRouter(tags=["stages"], responses=RESPONSES)
 
@@ -27,25 +38,31 @@ def get_stage(key: Sha256, service: ServiceDep) -> StageDetail:
         row = found.stage
         reasons = waiting.reasons(session, stages.job_of(session, row.id) or 0, service.alive_seconds)
         return StageDetail(
-            **views.stage(row, False, reasons).model_dump(),
+            **views.of_stage(row, reasons).model_dump(),
             spec=row.spec, parents=found.parents, queue=row.queue, fence=row.fence, failures=row.failures,
-            losses=row.losses, error=row.error, attempts=[_attempt(attempt) for attempt in found.attempts],
+            losses=row.losses, error=_error(row.error), attempts=[_attempt(attempt) for attempt in found.attempts],
             result=found.result.payload if found.result else None,
-            environment=found.result.environment if found.result else None,
+            environment=EnvironmentReply.model_validate(found.result.environment) if found.result else None,
             artifacts=found.artifacts,
         )  # fmt: skip
 
 
-def _attempt(row: Attempt) -> dict[str, Any]:
-    names = ("fence", "worker", "started_at", "ended_at", "outcome", "error")
-    return {name: getattr(row, name) for name in names}
+def _error(found: dict[str, Any] | None) -> ErrorDetail | None:
+    return None if found is None else ErrorDetail.model_validate(found)
+
+
+def _attempt(row: Attempt) -> AttemptReply:
+    return AttemptReply(
+        fence=row.fence, worker=row.worker, started_at=row.started_at, ended_at=row.ended_at, outcome=row.outcome,
+        error=_error(row.error),
+    )  # fmt: skip
 
 
 @router.get("/stages/{key}/log")
 def get_log(
     key: Sha256,
     service: ServiceDep,
-    after: Annotated[int, Query(ge=0, le=2**62, description="Lines to leave out, from the start.")] = 0,
+    after: Annotated[int, Query(ge=0, le=2**62, description="Lines up to this number are left out.")] = 0,
     limit: Annotated[int, Query(ge=1, le=5000, description="Lines at most.")] = 1000,
 ) -> list[LogLine]:
     """Answer with the lines of a stage's log, oldest first."""
@@ -54,7 +71,7 @@ def get_log(
         if stage is None:
             raise NotFound(f"there is no stage {key}")
         lines = stages.log_of(session, stage.id, after, limit)
-        return [LogLine(at=line.at, fence=line.fence, line=line.line) for line in lines]
+        return [LogLine(number=line.id, at=line.at, fence=line.fence, line=line.line) for line in lines]
 
 
 @router.get(
@@ -77,20 +94,22 @@ def get_artifact(sha256: Sha256, service: ServiceDep) -> Response:
 @router.get("/models")
 def list_models(
     service: ServiceDep,
-    dataset: Annotated[QueryText | None, Query(description="Only models trained on it.")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="Models at most.")] = 200,
-) -> list[ModelReply]:
+    cursor: Annotated[int | None, Query(ge=1, le=2**62, description="From the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Models per page.")] = 200,
+    dataset: Annotated[DatasetName | None, Query(description="Only models trained on it.")] = None,
+) -> ModelPage:
     """List trained models, newest first."""
     with service.database.read() as session:
-        found = trained.newest(session, before=None, limit=limit, dataset=dataset)
-    return [
-        ModelReply(
-            key=model.stage.key, recipe=str(model.stage.recipe), label=model.label, dataset=model.stage.dataset,
-            seed=model.stage.seed or 0, defense=model.stage.spec["defense"], weights=model.weights, n=model.n,
-            clean_accuracy=model.n_correct / model.n if model.n and model.n_correct is not None else None,
-        )
-        for model in found
-    ]  # fmt: skip
+        page = trained.newest(session, before=cursor, limit=limit, dataset=dataset)
+        return ModelPage(models=[_model(found) for found in page.models], cursor=page.cursor)
+
+
+def _model(found: TrainedModel) -> ModelReply:
+    return ModelReply(
+        key=found.stage.key, recipe=str(found.stage.recipe), label=found.label, dataset=found.stage.dataset,
+        seed=found.stage.seed or 0, defense=found.stage.spec["defense"], weights=found.weights, n=found.n,
+        clean_accuracy=found.n_correct / found.n if found.n and found.n_correct is not None else None,
+    )  # fmt: skip
 
 
 @router.get("/workers")

@@ -1,13 +1,16 @@
 """Cost and curves over HTTP, of trainings that really ran, through core alone and an import."""
 
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from core import run
 from core.suites import suites
+from store.models import Result, Stage
 from store.transfer import import_file
 from tests.api.house import LITTLE, House
 
@@ -56,6 +59,18 @@ class TestCost:
         small_house.work(1)
         table = small_house.get("/results/cost")
         assert (table["run"], table["rows"], table["claim"]) == (None, [], "")
+
+    def test_machines_are_apart(self, small_house: House, file: Path):
+        """Two workers with the same processor are two runs."""
+        import_file(small_house.service.database, small_house.service.store, file)
+        with small_house.service.database.write() as session:
+            for result in session.scalars(select(Result).join(Stage).where(Stage.kind == "train")):
+                elsewhere = session.get_one(Stage, result.stage_id).spec["defense"]["kind"] == "ifgsm_adv"
+                assert result.environment["host"] == platform.node()
+                result.environment = {**result.environment, "host": "b" if elsewhere else "a"}
+        table = small_house.get("/results/cost")
+        assert [row["kind"] for row in table["rows"]] == ["natural", "e2sad"]
+        assert (table["run"]["host"], [run["host"] for run in table["others"]]) == ("a", ["b"])
 
     def test_devices_are_apart(self, trained: House):
         assert trained.get("/results/cost", device="cuda")["rows"] == []

@@ -49,7 +49,7 @@ def test_bodies_that_need_models_are_posted_once_there_are_some(small_house: Hou
     training = next(body for body in POSTED if body.get("kind") == "train")
     small_house.post(training)
     small_house.work(1)
-    key = small_house.get("/models")[0]["key"]
+    key = small_house.get("/models")["models"][0]["key"]
     for body in LATER:
         ready = json.loads(json.dumps(body).replace('"KEY"', json.dumps(key)))
         assert small_house.plan(ready)["kind"] == small_house.post(ready)["kind"] == body["kind"]

@@ -73,7 +73,7 @@ def test_surfaces_come_with_their_values_once_they_are_drawn(house: House):
     finish(house)
     (drawn,) = house.get("/results/surfaces")
     assert drawn["values"] == VALUES
-    key = house.get("/models")[0]["key"]
+    key = house.get("/models")["models"][0]["key"]
     assert drawn["models"] == [{"key": key, "label": "natural H"}]
     assert drawn["figure"]["reach"] == "0.4"
 
@@ -81,7 +81,7 @@ def test_surfaces_come_with_their_values_once_they_are_drawn(house: House):
 def test_a_list_is_narrowed(house: House):
     job, other = house.post(JOB), house.post({**JOB, "defense": {"kind": "fgsm_adv"}})
     finish(house)
-    keys = {model["label"]: model["key"] for model in house.get("/models")}
+    keys = {model["label"]: model["key"] for model in house.get("/models")["models"]}
     assert len(house.get("/results/figures")) == 4
     assert len(house.get("/results/figures", limit=3)) == 3
     assert {figure["models"][0]["label"] for figure in house.get("/results/figures", job=other["id"])} == {"fgsm_adv H"}
@@ -105,7 +105,7 @@ def test_posted_again_nothing_is_new(small_house: House):
 def test_models_that_exist_are_drawn_by_key_and_an_illustration_without_any(small_house: House):
     small_house.post(JOB)
     finish(small_house)
-    key = small_house.get("/models")[0]["key"]
+    key = small_house.get("/models")["models"][0]["key"]
     job = small_house.post(
         {"kind": "figure", "models": [{"key": key, "name": "mine"}], "figures": [{"kind": "curves"}]}
     )

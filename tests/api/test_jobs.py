@@ -15,6 +15,7 @@ from store import idempotency, workers
 from store.database import Database, db_now
 from store.models import IdempotencyKey, Job
 from tests import factories
+from tests.api.conftest import document
 from tests.api.house import E2SAD, LITTLE, House
 
 NATURAL = {"kind": "natural"}
@@ -219,7 +220,7 @@ class TestSuites:
         )
         assert (job["suite"], job["name"], job["spec"]["limit"]) == ("quickstart", "mine", 50)
         assert {model["seed"] for model in job["models"]} == {4}
-        assert job["spec"]["training"] == {"iterations": 3, "batch_size": 64}
+        assert job["spec"]["training"]["iterations"] == 3
 
 
 class TestOtherKinds:
@@ -235,7 +236,7 @@ class TestOtherKinds:
         trained = {"dataset": "mnist-mini", "training": {"iterations": 10}}
         house.post({**trained, "kind": "train", "defenses": [NATURAL, {"kind": "fgsm_adv"}]})
         house.work(60)
-        natural = next(model for model in house.get("/models") if model["defense"]["kind"] == "natural")
+        natural = next(model for model in house.get("/models")["models"] if model["defense"]["kind"] == "natural")
         body = {"kind": "evaluate", "targets": [{"key": natural["key"], "name": "by key"}], "limit": 50,
                 "substitutes": [{**trained, "defense": {"kind": "fgsm_adv"}, "name": "by spec"}],
                 "attacks": [{"kind": "fgsm"}]}  # fmt: skip
@@ -258,7 +259,7 @@ class TestOtherKinds:
         for dataset in ("mnist", "mnist-mini"):
             small_house.post({"kind": "train", "dataset": dataset, "defense": NATURAL})
         small_house.work(1)
-        keys = [model["key"] for model in small_house.get("/models")]
+        keys = [model["key"] for model in small_house.get("/models")["models"]]
         answer = small_house.client.post("/jobs", json={"kind": "evaluate", "targets": [{"key": key} for key in keys]})
         assert answer.status_code == 422
         field = answer.json()["error"]["fields"][0]
@@ -305,7 +306,7 @@ class TestListing:
 
     def test_an_empty_database_has_an_empty_page(self, house: House):
         assert house.get("/jobs") == {"jobs": [], "cursor": None}
-        assert house.get("/models") == house.get("/workers") == []
+        assert house.get("/models")["models"] == house.get("/workers") == []
 
 
 class TestCancel:
@@ -356,15 +357,42 @@ class TestCancel:
         assert answer.status_code == 409
         assert "was made by another version of the code" in answer.json()["error"]["message"]
 
+    def test_a_retry_is_executed_as_the_job_was(self, small_house: House):
+        """Whatever the service would choose by now: other threads, or CUDA because such a worker has come."""
+        job = small_house.post({**LITTLE, "device": "auto"})
+        assert job["spec"]["device"] == job["execution"]["device"] == "cpu"
+        small_house.client.post(f"/jobs/{job['id']}/cancel")
+        chosen = small_house.service.settings
+        small_house.service.settings = chosen.model_copy(update={"cpu_threads": 7, "device": "cuda"})
+        again = small_house.client.post(f"/jobs/{job['id']}/retry").json()
+        assert again["execution"] == job["execution"]
+        assert [stage["key"] for stage in again["stages"]] == [stage["key"] for stage in job["stages"]]
+
     def test_a_failed_stage_says_why(self, house: House):
         job = house.post({**LITTLE, "kind": "benchmark"})
         factories.fail(house.service.database, factories.claim(house.service.database), message="the loss is NaN")
         found = house.get(f"/jobs/{job['id']}")
         failed = [stage for stage in found["stages"] if stage["state"] == "failed"]
-        assert [stage["waits_for"] for stage in failed] == ["the loss is NaN"]
+        assert [(stage["reason"], stage["waits_for"]) for stage in failed] == [("the loss is NaN", None)]
+        cancelled = [stage for stage in found["stages"] if stage["state"] == "cancelled"]
+        assert cancelled and all("it needs a stage that failed" in stage["reason"] for stage in cancelled)
         detail = house.get(f"/stages/{failed[0]['key']}")
         assert detail["error"]["message"] == "the loss is NaN"
         assert [attempt["outcome"] for attempt in detail["attempts"]] == ["failed"]
+        assert (detail["reason"], "reused" in detail) == ("the loss is NaN", False)
+
+    def test_a_job_that_attacks_nothing_has_no_pairing(self, small_house: House):
+        train = {"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}}
+        for body in (train, {"kind": "figure", "figures": [{"kind": "illustration"}]}):
+            assert (small_house.plan(body)["pairing"], small_house.post(body)["pairing"]) == (None, None)
+        assert small_house.post(LITTLE)["pairing"] == "same"
+
+    def test_nothing_of_a_stage_but_its_result_is_untyped(self):
+        schemas = document()["components"]["schemas"]
+        typed = {"StageDetail": ("error", "attempts", "environment"), "AttemptReply": ("error",), "CostTable": ("run",)}
+        for name, fields in typed.items():
+            for field in fields:
+                assert "$ref" in str(schemas[name]["properties"][field]), (name, field)
 
 
 class TestWaiting:

@@ -179,6 +179,7 @@ class TestOneSeed:
         markdown = form("markdown")
         assert "/ 60.00 ± " in markdown
         assert "Not the paper's protocol: iterations: 2 instead of 30000" in markdown
+        assert "mnist-mini: every 6th training" in markdown
         assert markdown.count("| --- |") == 2
         latex = form("latex")
         assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}") == 2

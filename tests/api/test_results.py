@@ -143,8 +143,8 @@ class TestMissing:
         rows = list(csv.DictReader(io.StringIO(house.client.get(WHITEBOX, params={"format": "csv"}).text)))
         assert {(row["accuracy"], row["n"], row["reason"]) for row in rows} == {
             ("", "0", "seed 0: not finished (blocked)")}  # fmt: skip
-        assert "| clean | -- |" in house.client.get(WHITEBOX, params={"format": "markdown"}).text
-        assert r"clean & -- \\" in house.client.get(WHITEBOX, params={"format": "latex"}).text
+        assert "| clean | -- (1) |" in house.client.get(WHITEBOX, params={"format": "markdown"}).text
+        assert r"clean & -- (1) \\" in house.client.get(WHITEBOX, params={"format": "latex"}).text
 
     def test_a_failed_stage_gives_its_cause(self, house: House):
         house.post({**LITTLE, "substitutes": []})
@@ -183,7 +183,7 @@ class TestForms:
     @pytest.mark.parametrize(
         ("form", "media"),
         [("json", "application/json"), ("csv", "text/csv; charset=utf-8"), ("latex", "application/x-latex"),
-         ("markdown", "text/markdown; charset=utf-8")],
+         ("markdown", "text/markdown; charset=utf-8"), ("text", "text/plain; charset=utf-8")],
     )  # fmt: skip
     def test_by_parameter_or_by_accept(self, awkward: House, form: str, media: str):
         by_parameter = awkward.client.get(WHITEBOX, params={"format": form})
@@ -196,8 +196,8 @@ class TestForms:
         rows = list(csv.DictReader(io.StringIO(awkward.client.get(WHITEBOX, params={"format": "csv"}).text)))
         assert len(rows) == 4
         assert {row["column"] for row in rows} == {NAUGHTY, "'=SUM(1)"}
-        assert {(row["accuracy"], row["n"], row["n_correct"], row["seeds"]) for row in rows} == {
-            ("0.6", "100", "60", "0")
+        assert {(row["accuracy"], row["n"], row["n_correct"], row["seeds"], row["n_seeds"]) for row in rows} == {
+            ("0.6", "100", "60", "0", "1")
         }
         assert all(float(row["low"]) < 0.6 < float(row["high"]) for row in rows)
         assert {(row["dataset"], row["device"], row["images"]) for row in rows} == {("mnist-mini", "cpu", "100")}
@@ -207,7 +207,7 @@ class TestForms:
         head, rule, *body = text.splitlines()[:3]
         assert head == "|  | " + NAUGHTY.replace("|", r"\|") + " | =SUM(1) |"
         assert rule == "| --- | ---: | ---: |"
-        assert body[0].endswith(" | 60.00 ±9.43 | 60.00 ±9.43 |")
+        assert body[0].endswith(" | 60.00 ±9.43* | 60.00 ±9.43 |")
         assert "first 100 test images, cpu, pairing same" in text
 
     def test_latex_escapes_everything_special(self, awkward: House):
@@ -235,20 +235,22 @@ class TestFilters:
             ({"network": "svhn_cnn"}, []),
             ({"network": "mnist_cnn", "attack": "none"}, ["clean"]),
             ({"label": "natural H", "attack": "none"}, ["clean"]),
-            ({"label": "no such"}, []),
+            ({"attack": "pgd"}, []),
         ],
         ids=str,
     )
     def test_of_attacks_and_models(self, varied: House, query: dict[str, Any], rows: list[str]):
-        matrix = varied.get(WHITEBOX, limit=100, **query)
+        matrix = varied.get(WHITEBOX, images=100, **query)
         assert [row["label"] for row in matrix["rows"]] == rows
+        assert (matrix["scope"] is None) == (not rows), "where nothing fits there is no scope"
+        assert len(matrix["others"]) == (1 if rows else 2)
 
     def test_the_newest_group_is_shown_and_the_others_are_named(self, varied: House):
         matrix = varied.get(WHITEBOX)
         assert matrix["scope"]["images"] == 7
         assert [other["images"] for other in matrix["others"]] == [100]
-        assert varied.get(WHITEBOX, limit=100)["scope"]["images"] == 100
-        assert varied.get(WHITEBOX, limit=101)["scope"] is None
+        assert varied.get(WHITEBOX, images=100)["scope"]["images"] == 100
+        assert varied.get(WHITEBOX, images=101)["scope"] is None
         assert varied.get(WHITEBOX, dataset="svhn")["scope"] is None
         assert varied.get(WHITEBOX, device="cuda")["scope"] is None
 
@@ -262,15 +264,26 @@ class TestFilters:
         labels = varied.get(BLACKBOX, suite="quickstart", label=["e2SAD S", "FGSM H"])["columns"]
         assert [column["label"] for column in labels] == ["FGSM H", "e2SAD S"]
 
+    def test_a_suite_nobody_posted_has_no_scope(self, varied: House):
+        for address in (WHITEBOX, BLACKBOX):
+            for filters in ({}, {"dataset": "mnist-mini", "images": 100}):
+                matrix = varied.get(address, suite="e2sad-svhn", **filters)
+                assert (matrix["scope"], matrix["rows"], len(matrix["others"])) == (None, [], 2)
+
+    def test_a_suite_that_no_longer_ships_is_found_by_its_jobs(self, small_house: House):
+        factories.post(small_house.service.database, factories.body(limit=9), suite="of-old")
+        assert small_house.get(WHITEBOX, suite="of-old")["scope"]["images"] == 9
+        assert small_house.get("/jobs", suite="of-old")["jobs"]
+
     def test_by_seed(self, varied: House):
-        both, one = (varied.get(WHITEBOX, limit=100, **query) for query in ({}, {"seed": 1}))
+        both, one = (varied.get(WHITEBOX, images=100, **query) for query in ({}, {"seed": 1}))
         assert {found["n"] for row in both["cells"] for found in row} == {200}
         assert {found["n"] for row in one["cells"] for found in row} == {100}
-        assert varied.get(WHITEBOX, limit=100, seed=[0, 1]) == both
+        assert varied.get(WHITEBOX, images=100, seed=[0, 1]) == both
 
     def test_by_pairing(self, varied: House):
-        assert varied.get(BLACKBOX, limit=100)["pairing"] == "same"
-        other = varied.get(BLACKBOX, limit=100, pairing="independent")
+        assert varied.get(BLACKBOX, images=100)["pairing"] == "same"
+        other = varied.get(BLACKBOX, images=100, pairing="independent")
         assert (other["pairing"], other["rows"]) == ("independent", [])
 
 

@@ -17,7 +17,7 @@ from core.defenses import DEFENSES
 from core.figures import FIGURES
 from core.networks import NETWORKS
 from core.stages import STAGES
-from store import migrate
+from store import migrate, stages
 from store.database import Database
 from tests import factories
 from tests.api.conftest import document, opened
@@ -160,6 +160,16 @@ class TestStages:
         assert set(found["artifacts"]) == {"examples"}
         assert house.get(f"/stages/{craft['key']}/log") == []
 
+    def test_log_lines_are_read_on_from_their_number(self, house: House):
+        house.post(LITTLE)
+        claim = factories.claim(house.service.database)
+        address = f"/stages/{claim.key}/log"
+        with house.service.database.write() as session:
+            stages.write_log(session, claim.stage_id, claim.fence, [(float(i), f"line {i}") for i in range(5)])
+        first = house.get(address, limit=2)
+        rest = house.get(address, after=first[-1]["number"])
+        assert [line["line"] for line in [*first, *rest]] == [f"line {i}" for i in range(5)]
+
     def test_an_artifact_is_its_bytes_or_is_not_given(self, small_house: House):
         data = b"weights"
         small_house.post({"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}})
@@ -180,13 +190,17 @@ class TestStages:
     def test_models_are_listed_with_their_clean_accuracy(self, house: House):
         house.post({**LITTLE, "defense": {"kind": "e2sad", "eps1": "24/255"}})
         house.work(60)
-        models = {model["label"]: model for model in house.get("/models")}
+        models = {model["label"]: model for model in house.get("/models")["models"]}
         assert set(models) == {"e2sad eps1=24/255 S", "fgsm_adv H"}
         e2sad = models["e2sad eps1=24/255 S"]
         assert (e2sad["clean_accuracy"], e2sad["n"], e2sad["seed"], e2sad["dataset"]) == (0.6, 100, 0, "mnist-mini")
         assert e2sad["defense"]["eps1"] == "24/255"
-        assert house.get("/models", dataset="mnist") == []
-        assert len(house.get("/models", limit=1)) == 1
+        assert house.get("/models", dataset="mnist") == {"models": [], "cursor": None}
+        seen, page = [], house.get("/models", limit=1)
+        while page["cursor"]:
+            seen += [model["label"] for model in page["models"]]
+            page = house.get("/models", limit=1, cursor=page["cursor"])
+        assert [*seen, page["models"][0]["label"]] == list(models)
 
 
 PROGRAM = """

@@ -178,13 +178,8 @@ class TestLooking:
     def test_a_matrix_that_is_not_there_yet_says_why(self, gauntlet: Command):
         number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [51]}))[1])
         output = gauntlet("matrix", "whitebox", "--job", number)[1]
-        assert "FGSM eps=0.3 / natural H: seed 51: not finished (blocked)" in output
+        assert "(1) seed 51: not finished (blocked)" in output
         assert gauntlet("matrix", "whitebox", "--job", "999999")[::2] == (1, "gauntlet: 404: there is no job 999999\n")
-
-    def test_a_dataset_that_does_not_exist(self, gauntlet: Command):
-        status, _, errors = gauntlet("data", "imagenet")
-        assert status == 1
-        assert "no dataset 'imagenet'; there are" in errors
 
 
 class TestNoService:
@@ -249,6 +244,23 @@ class TestClient:
         others = [client.post_job({**JOB, "tags": ["paged"]})["id"] for _ in range(2)]
         assert [job["id"] for job in client.jobs(tag="paged", limit=1)] == [*others[::-1], first["id"]]
         assert client.ready()
+
+    def test_it_does_what_the_service_can(self, served: Served):
+        client = Client(served.url)
+        job = client.post_job({**JOB, "seeds": [71]})
+        client.cancel(job["id"])
+        assert client.retry(job["id"], key="again")["id"] == client.retry(job["id"], key="again")["id"] != job["id"]
+        assert [event["kind"] for event in client.history(job["id"])] == [
+            "job.queued",
+            "job.cancelling",
+            "job.cancelled",
+        ]
+        factories.finish(served.database)
+        every = [model["key"] for model in client.models()]
+        assert every == [model["key"] for model in client.models(limit=1, dataset="mnist-mini")]
+        assert every
+        assert client.paper(1, suite="e2sad-mnist-tiny")["table"] == 1
+        assert client.cost(suite="quickstart")["rows"] == client.figures(suite="quickstart") == []
 
     def test_a_refusal_keeps_status_and_fields(self, served: Served):
         with pytest.raises(ApiRefused) as refused:

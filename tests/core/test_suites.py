@@ -156,9 +156,9 @@ def test_what_comes_from_the_suite(path: list[Any], expected: bool):
 
 @pytest.mark.parametrize("name", [name for name in SHORTENED if name.endswith("small")])
 def test_a_small_twin_fits_two_cores_and_twenty_minutes(name: str):
-    """By its operations: the quickstart's took 166 s on two quiet cores (README), small twins may take 6.6 times that.
+    """By its operations, at the rate of the quickstart's 166 s on two quiet cores (README): eleven minutes at most.
 
-    At that rate 1.2e14 operations are 13 minutes, which leaves seven for what is not arithmetic and for slower cores.
+    That leaves nine for what is not arithmetic and for slower cores.
     """
     rate = sum(stage.flop for stage in planned({"suite": "quickstart"}).ordered) / 166
     flop = sum(stage.flop for stage in planned({"suite": name}).ordered)

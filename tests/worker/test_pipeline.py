@@ -80,7 +80,7 @@ def test_hopeless_training(service: Service) -> None:
     assert len(dependants) == 5
     for stage in dependants:
         assert stage["state"] == "cancelled"
-        assert "it needs a stage that failed: train natural H" in stage["waits_for"]
+        assert "it needs a stage that failed: train natural H" in stage["reason"]
     whitebox = service.client.matrix("whitebox", job=job["id"])
     assert all(cell["accuracy"] is None and cell["reason"] for cells in whitebox["cells"] for cell in cells)
 

@@ -1,0 +1,95 @@
+"""Every form of a matrix says what the JSON says: notes, cautions, why a cell is empty."""
+
+import csv
+import io
+from typing import Any
+
+import pytest
+
+from api.exports import to_csv, to_latex, to_markdown
+from api.schemas import AxisReply, CellReply, MatrixReply, ScopeReply
+from api.terminal import WRITERS, to_text
+from store import results
+from tests.api.house import LITTLE, House
+
+PENDING = "seed 0: not finished (ready)"
+
+
+def cell(accuracy: float | None, low: float = 0.5, high: float = 0.7, **more: Any) -> CellReply:
+    counted: dict[str, Any] = {"n": 10, "n_correct": 6, "n_seeds": 1, "seeds": [], "spread": None, "reason": None}
+    interval = None if accuracy is None else (low, high)
+    return CellReply(**{**counted, "accuracy": accuracy, "interval": interval, "whitebox": False, **more})
+
+
+MATRIX = MatrixReply(
+    matrix="blackbox", pairing="same", others=[],
+    scope=ScopeReply(dataset="mnist-mini", device="cpu", images=300, note="every 5th image"),
+    rows=[AxisReply(key="n", label="Natural H"), AxisReply(key="i", label="IFGSM-10 H")],
+    columns=[AxisReply(key="n", label="Natural H"), AxisReply(key="e", label="e2SAD S")],
+    cells=[
+        [cell(0.6, whitebox=True), cell(1.0, 0.98, 1.0)],
+        [cell(0.0, 0.0, 0.02, reason="seed 1: failed: a\n| b"), cell(None, reason=PENDING)],
+    ],
+    cautions=["e2sad: ill-conditioned", "shortened: iterations: 2 instead of 30000"],
+)  # fmt: skip
+SAID = [
+    "mnist-mini: every 5th image", "e2sad: ill-conditioned", "shortened: iterations: 2 instead of 30000",
+    "(1) seed 1: failed: a | b", f"(2) {PENDING}",
+]  # fmt: skip
+
+
+def test_text_is_aligned_marks_what_is_white_box_and_says_the_rest():
+    head, *table = to_text(MATRIX).splitlines()
+    assert head == (
+        "blackbox matrix, substitutes by targets: accuracy in % ± half-width of the 95 % interval; mnist-mini, "
+        "first 300 test images, cpu"
+    )
+    assert table == [
+        "                  Natural H          e2SAD S",
+        "--------------------------------------------",
+        "Natural H    60.0 ±10.0*     100.0 ± 1.0    ",
+        "IFGSM-10 H    0.0 ± 1.0 (1)           -- (2)",
+        "* white-box: the substitute is the target",
+        *SAID,
+    ]
+
+
+def test_a_white_box_table_needs_no_star():
+    whitebox = MATRIX.model_copy(update={"matrix": "whitebox"})
+    for form, write in WRITERS.items():
+        assert "*" not in write(whitebox), form
+
+
+def test_markdown_says_it_below_the_table():
+    text = to_markdown(MATRIX)
+    assert "| Natural H | 60.00 ±10.00* | 100.00 ±1.00 |" in text
+    assert "| IFGSM-10 H | 0.00 ±1.00 (1) | -- (2) |" in text
+    assert text.splitlines()[-6:] == [f"- {line}" for line in (r"\* white-box: the substitute is the target", *SAID)]
+
+
+def test_latex_says_it_in_comments_of_one_line_each():
+    text = to_latex(MATRIX)
+    assert r"IFGSM-10 H & 0.00 $\pm$ 1.00 (1) & -- (2) \\" in text
+    assert [line for line in text.splitlines() if line.startswith("% ")][2:] == [f"% {line}" for line in SAID]
+
+
+def test_csv_says_it_in_columns():
+    rows = list(csv.DictReader(io.StringIO(to_csv(MATRIX))))
+    assert {row["note"] for row in rows} == {"every 5th image"}
+    assert {row["cautions"] for row in rows} == {"; ".join(MATRIX.cautions)}
+    assert [row["reason"] for row in rows] == ["", "", "seed 1: failed: a\n| b", PENDING]
+
+
+def test_without_seeds_their_number_is_there(small_house: House, monkeypatch: pytest.MonkeyPatch):
+    small_house.post({**LITTLE, "seeds": [0, 1]})
+    small_house.work(60)
+    monkeypatch.setattr(results, "LISTED", 0)
+    text = small_house.client.get("/results/whitebox-matrix", params={"format": "csv"}).text
+    assert {(row["seeds"], row["n_seeds"]) for row in csv.DictReader(io.StringIO(text))} == {("", "2")}
+
+
+@pytest.mark.parametrize("form", list(WRITERS))
+def test_a_lossy_copy_says_so_in_every_form(small_house: House, form: str):
+    small_house.post({**LITTLE, "dataset": "cifar10-jpeg"})
+    text = small_house.client.get("/results/whitebox-matrix", params={"format": form}).text
+    assert "lossy JPEG copy" in text
