@@ -174,7 +174,8 @@ def _start(session: Session, stage_id: int, worker: str, lease_seconds: float) -
     return Claim(stage.id, stage.fence, stage.key, stage.kind, stage.title, stage.spec)
 
 
-def _held(stage_id: int, fence: int) -> Any:
+def is_held(stage_id: int, fence: int) -> Any:
+    """Return the SQL condition that the stage runs under this fence: what every write of a worker asks."""
     return and_(Stage.id == stage_id, Stage.fence == fence, Stage.state == StageState.RUNNING)
 
 
@@ -186,7 +187,7 @@ def renew(
     if progress is not None:
         values["progress"] = progress
     return session.scalar(
-        update(Stage).where(_held(stage_id, fence)).values(**values).returning(Stage.cancel_requested)
+        update(Stage).where(is_held(stage_id, fence)).values(**values).returning(Stage.cancel_requested)
     )
 
 
@@ -195,7 +196,7 @@ def write_log(session: Session, stage_id: int, fence: int, lines: Iterable[tuple
 
     The answer to the write before may have been lost: its lines then come again.
     """
-    held = session.scalar(select(Stage.id).where(_held(stage_id, fence)).with_for_update())
+    held = session.scalar(select(Stage.id).where(is_held(stage_id, fence)).with_for_update())
     new = [(at, storable(line)) for at, line in lines]
     if held is None or not new:
         return
@@ -217,7 +218,7 @@ def add_checkpoint(session: Session, stage_id: int, fence: int, stored: StoredAr
     Raises:
         StaleFence: the claim is lost.
     """
-    if session.scalar(select(Stage.id).where(_held(stage_id, fence)).with_for_update()) is None:
+    if session.scalar(select(Stage.id).where(is_held(stage_id, fence)).with_for_update()) is None:
         raise StaleFence
     _record_artifact(session, stored)
     newest = session.scalar(select(func.max(Checkpoint.number)).where(Checkpoint.stage_id == stage_id)) or 0
@@ -280,7 +281,7 @@ def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, 
         StaleFence: the claim is lost; nothing was written.
     """
     held = session.execute(
-        select(Stage.failures, Stage.cancel_requested).where(_held(stage_id, fence)).with_for_update()
+        select(Stage.failures, Stage.cancel_requested).where(is_held(stage_id, fence)).with_for_update()
     ).one_or_none()
     if held is None:
         raise StaleFence
@@ -300,17 +301,13 @@ def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, 
     _end_descendants(session, stage_id, stage and stage.title, "stage.failed", error)
 
 
-def confirm_cancelled(session: Session, stage_id: int, fence: int) -> None:
-    """End an attempt that stopped because cancellation was asked for; a job that came meanwhile gets it back."""
-    release(session, stage_id, fence)
-
-
 def release(session: Session, stage_id: int, fence: int) -> list[Bell]:
     """Give a stage back unharmed, as a worker does that was asked to stop; return its bell.
 
-    Where cancellation was asked for, also of a worker that had not heard of it, the stage is cancelled.
+    Where cancellation was asked for, also of a worker that had not heard of it, the stage is cancelled; where a job
+    came meanwhile that wants a stage whose cancellation had been heard of, it gets it back.
     """
-    cancelling = session.scalar(select(Stage.cancel_requested).where(_held(stage_id, fence)).with_for_update())
+    cancelling = session.scalar(select(Stage.cancel_requested).where(is_held(stage_id, fence)).with_for_update())
     if cancelling is None:
         return []
     if cancelling:
@@ -343,7 +340,7 @@ def _end(
     started = select(Attempt.started_at).where(attempt).scalar_subquery()
     stage = session.execute(
         update(Stage)
-        .where(_held(stage_id, fence))
+        .where(is_held(stage_id, fence))
         .values(
             state=state,
             lease_owner=None,

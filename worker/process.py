@@ -202,7 +202,7 @@ class WorkerProcess:
     def _confirm(self, watch: Watch) -> None:
         try:
             with self._database.write() as session:
-                stages.confirm_cancelled(session, watch.claim.stage_id, watch.claim.fence)
+                stages.release(session, watch.claim.stage_id, watch.claim.fence)
         except Exception as error:
             log.warning("could not confirm the cancellation: %s", error)
 

@@ -124,9 +124,6 @@ class StageRunner:
         def record() -> list[Bell]:
             with self._database.write() as session:
                 stages.write_log(session, claim.stage_id, claim.fence, lines)
-                if stop.reason == "cancel":
-                    stages.confirm_cancelled(session, claim.stage_id, claim.fence)
-                    return []
                 return stages.release(session, claim.stage_id, claim.fence)
 
         return _insist(record)

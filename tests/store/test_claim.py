@@ -46,7 +46,7 @@ def release(database: Database, held: Claim) -> list[stages.Bell]:
 
 def confirm(database: Database, held: Claim) -> None:
     with database.write() as session:
-        stages.confirm_cancelled(session, held.stage_id, held.fence)
+        stages.release(session, held.stage_id, held.fence)
 
 
 def cancel(database: Database, job_id: int) -> str | None:
@@ -176,7 +176,6 @@ LATE: dict[str, Callable[[Session, Claim], Any]] = {
     "fail": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": "late"}, final=True, max_failures=1),
     "retry": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": "late"}, final=False, max_failures=9),
     "release": lambda s, c: stages.release(s, c.stage_id, c.fence),
-    "confirm_cancelled": lambda s, c: stages.confirm_cancelled(s, c.stage_id, c.fence),
     "add_checkpoint": lambda s, c: stages.add_checkpoint(s, c.stage_id, c.fence, factories.stored("late")),
     "write_log": lambda s, c: stages.write_log(s, c.stage_id, c.fence, [(0.0, "late")]),
 }

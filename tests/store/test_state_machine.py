@@ -163,7 +163,7 @@ class Service(RuleBasedStateMachine):
             if asked:
                 self.stale.append(self.held.pop(claim.stage_id))
                 with self.database.write() as session:
-                    stages.confirm_cancelled(session, claim.stage_id, claim.fence)
+                    assert stages.release(session, claim.stage_id, claim.fence) == []
 
     @precondition(lambda self: self.held)
     @rule(number=claims)
@@ -301,7 +301,6 @@ def late_writes(claim: Claim) -> list[Callable[[Any], Any]]:
         lambda s: stages.fail(s, stage_id, fence, error, final=True, max_failures=1),
         lambda s: stages.fail(s, stage_id, fence, error, final=False, max_failures=99),
         lambda s: stages.release(s, stage_id, fence),
-        lambda s: stages.confirm_cancelled(s, stage_id, fence),
     ]
 
 

@@ -28,7 +28,8 @@ def test_storm(tmp_path: Path) -> None:
     assert report["jobs"] == {"succeeded": report["posted"]}
     assert [report[name] for name in ("lost", "duplicate", "stale", "different_from_calm")] == [0, 0, 0, 0]
     assert report["violations"] == []
-    assert report["control"]["violations"], "the control without fences found nothing wrong: this storm has no power"
+    assert report["control"]["stale"], "without fences no result was recorded under a wrong one: no power"
+    assert set(report["control"]) == set(report) - {"control"}
     assert kept
     assert told[-1]["unfinished"] is False
 
