@@ -13,6 +13,7 @@ from core.execution import Execution
 from core.paper import Published, Standing, losses_of, standing
 from store.models import Evaluation, JobModel, Result, Stage, StageState
 from store.results import Cell, SeedCount, Sums, why_missing
+from store.stages import IS_TRAIN
 from store.transfer import LEFT_OUT
 
 SECONDS = "seconds"
@@ -69,10 +70,10 @@ def measured(session: Session, table: Published, suite: str, device: str | None,
 def _groups(session: Session, table: Published, suite: str, device: str | None) -> list[Group]:
     """Return the executions that any training on the suite's dataset was planned with, most finished cells first."""
     dataset = standing(table.number, suite, Execution()).dataset
-    specs = session.scalars(
-        select(Stage.spec).where(Stage.kind == "train", Stage.dataset == dataset).order_by(Stage.id.desc())
-    )
-    every = dict.fromkeys(_execution.validate_python(spec["execution"]) for spec in specs)
+    trains = select(Stage.id, Stage.spec["execution"].label("execution")).where(IS_TRAIN, Stage.dataset == dataset)
+    found = trains.subquery()
+    newest = select(found.c.execution).group_by(found.c.execution).order_by(func.max(found.c.id).desc())
+    every = dict.fromkeys(map(_execution.validate_python, session.scalars(newest)))
     groups = [
         Group(execution, *_counted(session, table, standing(table.number, suite, execution)))
         for execution in every

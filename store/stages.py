@@ -63,6 +63,11 @@ def _is(state: StageState) -> Any:
 IS_READY, IS_BLOCKED, IS_RUNNING = _is(StageState.READY), _is(StageState.BLOCKED), _is(StageState.RUNNING)
 
 
+IS_TRAIN, IS_DRAW = (Stage.kind == literal_column(f"'{kind}'") for kind in ("train", "draw"))
+"""Conditions on the rare kinds, which have partial indexes too."""
+IS_TRAINED = and_(IS_TRAIN, _is(StageState.SUCCEEDED))
+
+
 class StaleFence(Exception):
     """The stage has moved on since it was claimed; nothing was written."""
 
@@ -97,12 +102,17 @@ class StoredArtifact:
     media_type: str
 
 
+def is_due() -> Any:
+    """Return the SQL condition that no backoff keeps a stage; one longer than any is of a clock that was set back."""
+    return or_(Stage.not_before <= db_now(), Stage.not_before > db_now() + MAX_BACKOFF_SECONDS)
+
+
 def claim(session: Session, queues: Sequence[str], worker: str, lease_seconds: float) -> Claim | None:
     """Return the best ready stage of the first queue that has one, now running under a new fence."""
     for queue in queues:
         best = (
             select(Stage.id)
-            .where(Stage.queue == queue, IS_READY, Stage.not_before <= db_now())
+            .where(Stage.queue == queue, IS_READY, is_due())
             .order_by(Stage.priority.desc(), Stage.id)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -588,7 +598,10 @@ def repair(session: Session, among: range | None = None, limit: int = 200) -> tu
 
 
 def unheard(session: Session, alive_seconds: float, resend_seconds: float) -> list[Bell]:
-    """Return ready stages to ring again: as many per queue as it has idle workers, none rung a moment ago."""
+    """Return ready stages to ring again: as many per queue as it has idle workers, none rung a moment ago.
+
+    What was rung in the future was rung before the database's clock was set back.
+    """
     idle = session.execute(
         select(Worker.queues).where(
             Worker.seen_at > db_now() - alive_seconds, Worker.stage_id.is_(None), Worker.draining.is_(False)
@@ -602,8 +615,8 @@ def unheard(session: Session, alive_seconds: float, resend_seconds: float) -> li
             .where(
                 Stage.queue == queue,
                 IS_READY,
-                Stage.not_before <= db_now(),
-                Stage.announced_at <= db_now() - resend_seconds,
+                is_due(),
+                or_(Stage.announced_at <= db_now() - resend_seconds, Stage.announced_at > db_now()),
             )
             .order_by(Stage.priority.desc(), Stage.id)
             .limit(hands)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from store.models import Evaluation, JobModel, Stage, StageArtifact, StageState
+from store.models import Evaluation, JobModel, Stage, StageArtifact
+from store.stages import IS_TRAINED
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,15 @@ class TrainedModel:
     n_correct: int | None
 
 
-def newest(session: Session, *, before: int | None, limit: int, dataset: str | None) -> list[TrainedModel]:
+def newest(session: Session, *, limit: int, dataset: str | None) -> list[TrainedModel]:
     """Return trained models, newest first."""
     query = (
         select(Stage, StageArtifact.sha256)
         .join(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == "weights"))
-        .where(Stage.kind == "train", Stage.state == StageState.SUCCEEDED)
+        .where(IS_TRAINED)
         .order_by(Stage.id.desc())
         .limit(limit)
     )
-    if before is not None:
-        query = query.where(Stage.id < before)
     if dataset is not None:
         query = query.where(Stage.dataset == dataset)
     rows = session.execute(query).all()

@@ -82,7 +82,7 @@ def list_models(
 ) -> list[ModelReply]:
     """List trained models, newest first."""
     with service.database.read() as session:
-        found = trained.newest(session, before=None, limit=limit, dataset=dataset)
+        found = trained.newest(session, limit=limit, dataset=dataset)
     return [
         ModelReply(
             key=model.stage.key, recipe=str(model.stage.recipe), label=model.label, dataset=model.stage.dataset,
