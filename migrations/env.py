@@ -49,6 +49,7 @@ def run() -> None:
                 _migrate_sqlite(connection)
             else:
                 connection.execute(text("SET statement_timeout = 0"))  # an index over a million rows takes its time
+                connection.execute(text("SET lock_timeout = 0"))  # as long as the migrator before
                 connection.execute(text(f"SELECT pg_advisory_lock({MIGRATION_LOCK})"))
                 _migrate(connection)
                 connection.commit()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from sqlalchemy import select
@@ -9,7 +10,8 @@ from sqlalchemy.orm import Session
 
 from core.canonical import canonical_json
 from core.stages.train import Train
-from store.models import Job, JobModel, Result, Stage, StageArtifact, StageState
+from store.models import Job, JobModel, Result, Stage, StageArtifact
+from store.stages import IS_TRAINED
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,17 @@ class Training:
 
     key: str
     label: str
-    spec: Train
+    stored: dict[str, Any]
+    """Its spec as SQL holds it."""
     payload: dict[str, Any]
     environment: dict[str, Any]
     curve: str | None
     """sha256 of its curve."""
+
+    @cached_property
+    def spec(self) -> Train:
+        """Its spec, validated when it is first asked for."""
+        return Train.model_validate(self.stored)
 
     @property
     def seconds(self) -> float | None:
@@ -61,7 +69,7 @@ def trainings(
         .join(Job, Job.id == JobModel.job_id)
         .join(Result, Result.stage_id == Stage.id)
         .outerjoin(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == "curve"))
-        .where(Stage.kind == "train", Stage.state == StageState.SUCCEEDED)
+        .where(IS_TRAINED)
         .order_by(Job.id.desc(), JobModel.role.desc(), JobModel.position)
     )
     for column, value in ((Job.suite, suite), (Job.id, job)):
@@ -71,7 +79,7 @@ def trainings(
     found: dict[str, Training] = {}
     for key, label, spec, payload, environment, curve in session.execute(query):
         if key not in found and device in (None, spec["execution"]["device"]):
-            found[key] = Training(key, label, Train.model_validate(spec), payload, environment, curve)
+            found[key] = Training(key, label, spec, payload, environment, curve)
     return list(found.values())
 
 

@@ -99,7 +99,7 @@ class Database:
         self._writer = self.engine.execution_options(gauntlet_write=True)
 
     def _sqlite(self) -> Engine:
-        if self.url.database:
+        if self.url.database and not self.url.database.startswith("file:"):  # a URI names its file itself
             Path(self.url.database).parent.mkdir(parents=True, exist_ok=True)
         engine = create_engine(self.url, json_serializer=to_json, pool_size=20, max_overflow=40)
         event.listen(engine, "connect", partial(_sqlite_connect, round(1000 * self._patience_seconds)))

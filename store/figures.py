@@ -8,6 +8,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session, aliased
 
 from store.models import Job, JobStage, Result, Stage, StageArtifact, StageParent
+from store.stages import IS_DRAW
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class FigureFilters:
 
 def figures(session: Session, filters: FigureFilters, limit: int) -> list[DrawnFigure]:
     """Return at most `limit` figures, newest first."""
-    query = select(Stage).where(Stage.kind == "draw").order_by(Stage.id.desc()).limit(limit)
+    query = select(Stage).where(IS_DRAW).order_by(Stage.id.desc()).limit(limit)
     if filters.kinds is not None:
         query = query.where(Stage.spec["figure"]["kind"].as_string().in_(filters.kinds))
     if filters.dataset is not None:
@@ -44,7 +45,7 @@ def figures(session: Session, filters: FigureFilters, limit: int) -> list[DrawnF
             query = query.where(Stage.id.in_(asked))
     if filters.model is not None:
         query = query.where(_shows(filters.model))
-    return [_drawn(session, stage) for stage in session.scalars(query)]
+    return _drawn(session, session.scalars(query).all())
 
 
 def _shows(model: str) -> Any:
@@ -55,20 +56,31 @@ def _shows(model: str) -> Any:
     return Stage.id.in_(part)
 
 
-def _drawn(session: Session, stage: Stage) -> DrawnFigure:
-    rows = session.execute(select(StageArtifact.name, StageArtifact.sha256).where(StageArtifact.stage_id == stage.id))
-    payload = session.scalar(select(Result.payload).where(Result.stage_id == stage.id))
-    return DrawnFigure(stage, _models(session, stage.spec["parts"]), payload, {row.name: row.sha256 for row in rows})
+def _drawn(session: Session, drawn: Sequence[Stage]) -> list[DrawnFigure]:
+    """Return what the stages have drawn, by three queries however many they are."""
+    ids = [stage.id for stage in drawn]
+    artifacts: dict[int, dict[str, str]] = {stage_id: {} for stage_id in ids}
+    here = select(StageArtifact.stage_id, StageArtifact.name, StageArtifact.sha256)
+    for stage_id, name, sha256 in session.execute(here.where(StageArtifact.stage_id.in_(ids))):
+        artifacts[stage_id][name] = sha256
+    found = select(Result.stage_id, Result.payload).where(Result.stage_id.in_(ids))
+    payloads = dict(session.execute(found).all())
+    models = _models(session, {part for stage in drawn for part in stage.spec["parts"]})
+    return [
+        DrawnFigure(
+            stage, [models.get(part, part) for part in stage.spec["parts"]], payloads.get(stage.id), artifacts[stage.id]
+        )
+        for stage in drawn
+    ]
 
 
-def _models(session: Session, parts: Sequence[str]) -> list[str]:
-    """Return the key of the train stage behind each part."""
+def _models(session: Session, parts: set[str]) -> dict[str, str]:
+    """Return part -> key of the train stage behind it, for parts that are looks at one."""
     train = aliased(Stage)
     rows = session.execute(
         select(Stage.key, train.key)
         .join(StageParent, StageParent.stage_id == Stage.id)
         .join(train, train.id == StageParent.parent_id)
-        .where(Stage.key.in_(list(parts)))
+        .where(Stage.key.in_(sorted(parts)))
     )
-    behind = {row[0]: row[1] for row in rows}
-    return [behind.get(part, part) for part in parts]
+    return dict(rows.all())

@@ -28,10 +28,13 @@ from store.models import (
     StageState,
     cell_of,
 )
-from store.stages import Bell, recount, roll_up, unfinished_parents, wanted_by_live_job
+from store.stages import IS_TRAINED, Bell, recount, roll_up, unfinished_parents, wanted_by_live_job
 
 CHUNK = 400
 """Rows per statement: below SQLite's and PostgreSQL's limits on bound parameters."""
+
+FEW = 20
+"""Rows fetched at once where the first few are likely to be all that is asked for."""
 
 
 @dataclass(frozen=True)
@@ -442,18 +445,21 @@ class TrainedModels:
         rows = self._session.scalars(
             select(Stage.spec)
             .where(
-                Stage.kind == "train", Stage.state == StageState.SUCCEEDED, Stage.dataset == train.dataset,
-                Stage.seed == train.seed,
+                IS_TRAINED, Stage.dataset == train.dataset, Stage.seed == train.seed,
+                Stage.spec["defense"]["kind"].as_string() == train.defense.kind,
+                Stage.spec["network"]["kind"].as_string() == train.network.kind,
             )
             .order_by(Stage.id.desc())
+            .execution_options(yield_per=FEW)
         )  # fmt: skip
-        found = (Train.model_validate(spec) for spec in rows)
-        return next((model for model in found if _without_execution(model) == wanted), None)
+        try:  # the newest is the likeliest, and there may be thousands
+            found = (Train.model_validate(spec) for spec in rows)
+            return next((model for model in found if _without_execution(model) == wanted), None)
+        finally:
+            rows.close()
 
     def _one(self, *condition: Any) -> Train | None:
-        spec = self._session.scalar(
-            select(Stage.spec).where(Stage.kind == "train", Stage.state == StageState.SUCCEEDED, *condition)
-        )
+        spec = self._session.scalar(select(Stage.spec).where(IS_TRAINED, *condition))
         return None if spec is None else Train.model_validate(spec)
 
 

@@ -42,7 +42,7 @@ def report(session: Session, stage_id: int, fence: int, sha256: str, reason: str
     """
     holders = _holders(session, sha256)
     _lock(session, [*holders, stage_id], _live_children(session, holders))
-    if session.scalar(select(Stage.id).where(*_held(stage_id, fence))) is None:
+    if session.scalar(select(Stage.id).where(stages.is_held(stage_id, fence))) is None:
         raise StaleFence
     often = (
         select(LostResult.stage_id)
@@ -53,10 +53,6 @@ def report(session: Session, stage_id: int, fence: int, sha256: str, reason: str
     if not holders or session.scalars(often).first() is not None:
         return None
     return withdraw(session, holders, reason)
-
-
-def _held(stage_id: int, fence: int) -> tuple[Any, ...]:
-    return Stage.id == stage_id, Stage.fence == fence, Stage.state == StageState.RUNNING
 
 
 def _holders(session: Session, sha256: str) -> list[int]:
@@ -182,7 +178,7 @@ def succeed(
     if outdated:
         children = session.scalars(select(StageParent.stage_id).where(StageParent.parent_id == stage_id))
         _lock(session, [stage_id], outdated, list(children), _live_children(session, outdated))
-        title = session.scalar(select(Stage.title).where(*_held(stage_id, fence)))
+        title = session.scalar(select(Stage.title).where(stages.is_held(stage_id, fence)))
         if title is not None:  # before the result is there: a job ends with the last of its stages
             withdraw(session, outdated, f"{title} came to other bytes when it ran again")
     return stages.succeed(session, stage_id, fence, payload, environment, artifacts)

@@ -14,6 +14,7 @@ from core.execution import Execution
 from core.paper import Published, Source, Standing, losses_of, standing
 from store.models import Evaluation, JobModel, JobStage, Result, Stage, StageState
 from store.results import Cell, SeedCount, Sums, why_missing
+from store.stages import IS_TRAIN
 from store.transfer import LEFT_OUT
 
 SECONDS = "seconds"
@@ -80,10 +81,12 @@ def _groups(
 ) -> list[Group]:  # fmt: skip
     """Return the executions that any training on the source's dataset was planned with, most finished cells first."""
     dataset = standing(table.number, source, Execution()).dataset
-    query = select(Stage.spec).where(Stage.kind == "train", Stage.dataset == dataset).order_by(Stage.id.desc())
+    trains = select(Stage.id, Stage.spec["execution"].label("execution")).where(IS_TRAIN, Stage.dataset == dataset)
     if source.job is not None:
-        query = query.where(Stage.id.in_(_asked_by(source.job)))
-    every = dict.fromkeys(_execution.validate_python(spec["execution"]) for spec in session.scalars(query))
+        trains = trains.where(Stage.id.in_(_asked_by(source.job)))
+    found = trains.subquery()
+    newest = select(found.c.execution).group_by(found.c.execution).order_by(func.max(found.c.id).desc())
+    every = dict.fromkeys(map(_execution.validate_python, session.scalars(newest)))
     groups = [
         Group(execution, *_counted(session, table, standing(table.number, source, execution)))
         for execution in every

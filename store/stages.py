@@ -59,7 +59,7 @@ TELLING_SECONDS = 1.0
 BACKOFF_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 60.0
 JITTER = 0.25
-"""Share by which a backoff is longer or shorter, so that what failed together is not tried again together."""
+"""Share by which a backoff may be shorter, so that what failed together is not tried again together."""
 
 
 def _is(state: StageState) -> Any:
@@ -68,11 +68,14 @@ def _is(state: StageState) -> Any:
 
 
 IS_READY, IS_BLOCKED, IS_RUNNING = _is(StageState.READY), _is(StageState.BLOCKED), _is(StageState.RUNNING)
+IS_TRAIN, IS_DRAW = (Stage.kind == literal_column(f"'{kind}'") for kind in ("train", "draw"))
+"""Conditions on the rare kinds, which have partial indexes too."""
+IS_TRAINED = and_(IS_TRAIN, _is(StageState.SUCCEEDED))
 
 
 def backoff(seconds: float) -> float:
-    """Return how long to wait before another attempt: `seconds`, at most MAX_BACKOFF_SECONDS, give or take JITTER."""
-    return min(MAX_BACKOFF_SECONDS, seconds) * random.uniform(1 - JITTER, 1 + JITTER)
+    """Return how long to wait before another attempt: `seconds`, at most MAX_BACKOFF_SECONDS, less up to JITTER."""
+    return min(MAX_BACKOFF_SECONDS, seconds) * random.uniform(1 - JITTER, 1.0)
 
 
 class StaleFence(Exception):
@@ -109,6 +112,11 @@ class StoredArtifact:
     media_type: str
 
 
+def is_due() -> Any:
+    """Return the SQL condition that no backoff keeps a stage; one longer than any is of a clock that was set back."""
+    return or_(Stage.not_before <= db_now(), Stage.not_before > db_now() + MAX_BACKOFF_SECONDS)
+
+
 def claim(
     session: Session, queues: Sequence[str], worker: str, lease_seconds: float,
     without: Collection[tuple[str, str]] = (),
@@ -121,7 +129,7 @@ def claim(
         left = [dataset for where, dataset in without if where == queue]
         best = (
             select(Stage.id)
-            .where(Stage.queue == queue, IS_READY, Stage.not_before <= db_now())
+            .where(Stage.queue == queue, IS_READY, is_due())
             .order_by(Stage.priority.desc(), Stage.id)
             .limit(1)
             .with_for_update(skip_locked=True)
@@ -194,7 +202,8 @@ def _start(session: Session, stage_id: int, worker: str, lease_seconds: float) -
     return Claim(stage.id, stage.fence, stage.key, stage.kind, stage.title, stage.spec)
 
 
-def _held(stage_id: int, fence: int) -> Any:
+def is_held(stage_id: int, fence: int) -> Any:
+    """Return the SQL condition that the stage runs under this fence: what every write of a worker asks."""
     return and_(Stage.id == stage_id, Stage.fence == fence, Stage.state == StageState.RUNNING)
 
 
@@ -206,7 +215,7 @@ def renew(
     if progress is not None:
         values["progress"] = progress
     return session.scalar(
-        update(Stage).where(_held(stage_id, fence)).values(**values).returning(Stage.cancel_requested)
+        update(Stage).where(is_held(stage_id, fence)).values(**values).returning(Stage.cancel_requested)
     )
 
 
@@ -215,7 +224,7 @@ def write_log(session: Session, stage_id: int, fence: int, lines: Iterable[tuple
 
     The answer to the write before may have been lost: its lines then come again.
     """
-    held = session.scalar(select(Stage.id).where(_held(stage_id, fence)).with_for_update())
+    held = session.scalar(select(Stage.id).where(is_held(stage_id, fence)).with_for_update())
     new = [(at, storable(line)) for at, line in lines]
     if held is None or not new:
         return
@@ -237,7 +246,7 @@ def add_checkpoint(session: Session, stage_id: int, fence: int, stored: StoredAr
     Raises:
         StaleFence: the claim is lost.
     """
-    if session.scalar(select(Stage.id).where(_held(stage_id, fence)).with_for_update()) is None:
+    if session.scalar(select(Stage.id).where(is_held(stage_id, fence)).with_for_update()) is None:
         raise StaleFence
     _record_artifact(session, stored)
     newest = session.scalar(select(func.max(Checkpoint.number)).where(Checkpoint.stage_id == stage_id)) or 0
@@ -300,7 +309,7 @@ def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, 
         StaleFence: the claim is lost; nothing was written.
     """
     held = session.execute(
-        select(Stage.failures, Stage.cancel_requested).where(_held(stage_id, fence)).with_for_update()
+        select(Stage.failures, Stage.cancel_requested).where(is_held(stage_id, fence)).with_for_update()
     ).one_or_none()
     if held is None:
         raise StaleFence
@@ -320,20 +329,16 @@ def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, 
     _end_descendants(session, stage_id, stage and stage.title, "stage.failed", error)
 
 
-def confirm_cancelled(session: Session, stage_id: int, fence: int) -> None:
-    """End an attempt that stopped because cancellation was asked for; a job that came meanwhile gets it back."""
-    release(session, stage_id, fence)
-
-
 def release(
     session: Session, stage_id: int, fence: int, refused: dict[str, Any] | None = None, wait_seconds: float = 0.0
 ) -> list[Bell]:
     """Give a stage back unharmed, as a worker does that was asked to stop; return its bell.
 
     `refused` is why this worker cannot run it, where that is why. Where cancellation was asked for, also of a worker
-    that had not heard of it, the stage is cancelled.
+    that had not heard of it, the stage is cancelled; where a job came meanwhile that wants a stage whose cancellation
+    had been heard of, it gets it back.
     """
-    cancelling = session.scalar(select(Stage.cancel_requested).where(_held(stage_id, fence)).with_for_update())
+    cancelling = session.scalar(select(Stage.cancel_requested).where(is_held(stage_id, fence)).with_for_update())
     if cancelling is None:
         return []
     if cancelling:
@@ -384,7 +389,7 @@ def _end(
     started = select(Attempt.started_at).where(attempt).scalar_subquery()
     stage = session.execute(
         update(Stage)
-        .where(_held(stage_id, fence))
+        .where(is_held(stage_id, fence))
         .values(
             state=state,
             lease_owner=None,
@@ -636,7 +641,10 @@ def repair(session: Session, among: range | None = None, limit: int = 200) -> tu
 
 
 def unheard(session: Session, alive_seconds: float, resend_seconds: float) -> list[Bell]:
-    """Return ready stages to ring again: as many per queue as it has idle workers, none rung a moment ago."""
+    """Return ready stages to ring again: as many per queue as it has idle workers, none rung a moment ago.
+
+    What was rung in the future was rung before the database's clock was set back.
+    """
     idle = session.execute(
         select(Worker.queues).where(
             Worker.seen_at > db_now() - alive_seconds, Worker.stage_id.is_(None), Worker.draining.is_(False)
@@ -650,8 +658,8 @@ def unheard(session: Session, alive_seconds: float, resend_seconds: float) -> li
             .where(
                 Stage.queue == queue,
                 IS_READY,
-                Stage.not_before <= db_now(),
-                Stage.announced_at <= db_now() - resend_seconds,
+                is_due(),
+                or_(Stage.announced_at <= db_now() - resend_seconds, Stage.announced_at > db_now()),
             )
             .order_by(Stage.priority.desc(), Stage.id)
             .limit(hands)

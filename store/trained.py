@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from store.models import Evaluation, JobModel, Stage, StageArtifact, StageState
+from store.models import Evaluation, JobModel, Stage, StageArtifact
+from store.stages import IS_TRAINED
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def newest(session: Session, *, before: int | None, limit: int, dataset: str | N
     query = (
         select(Stage, StageArtifact.sha256)
         .join(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == "weights"))
-        .where(Stage.kind == "train", Stage.state == StageState.SUCCEEDED)
+        .where(IS_TRAINED)
         .order_by(Stage.id.desc())
         .limit(limit + 1)
     )

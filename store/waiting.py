@@ -11,7 +11,7 @@ from store import jobs, workers
 from store.broker import QUEUES
 from store.database import db_now
 from store.models import Stage, StageState
-from store.stages import IS_READY
+from store.stages import IS_READY, MAX_BACKOFF_SECONDS
 
 RANKED = 1_000
 """Ready stages whose place in the queue is counted; those behind are "more than that"."""
@@ -41,7 +41,7 @@ class Reasons:
         return None
 
     def _of_ready(self, stage: Stage) -> str:
-        if stage.not_before > self.now:
+        if 0 < stage.not_before - self.now <= MAX_BACKOFF_SECONDS:
             message = (stage.error or {}).get("message", "")
             return f"tries again in {stage.not_before - self.now:.0f} s after: {message}"
         if stage.queue not in self.served:

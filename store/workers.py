@@ -44,15 +44,16 @@ def all_workers(session: Session, alive_seconds: float) -> list[tuple[Worker, bo
 
 
 def live_queues(session: Session, alive_seconds: float) -> set[str]:
-    """Return the queues that at least one live worker serves."""
-    rows = session.scalars(select(Worker.queues).where(Worker.seen_at > db_now() - alive_seconds))
+    """Return the queues that at least one live worker takes stages of; one that drains takes no more."""
+    alive = (Worker.seen_at > db_now() - alive_seconds, Worker.draining.is_(False))
+    rows = session.scalars(select(Worker.queues).where(*alive))
     return {queue for queues in rows for queue in queues}
 
 
 def has_live_cuda(session: Session, alive_seconds: float) -> bool:
-    """Return whether a live worker owns a CUDA device."""
-    query = select(func.count()).where(Worker.device == "cuda", Worker.seen_at > db_now() - alive_seconds)
-    return bool(session.scalar(query))
+    """Return whether a live worker that goes on owns a CUDA device."""
+    alive = (Worker.seen_at > db_now() - alive_seconds, Worker.draining.is_(False))
+    return bool(session.scalar(select(func.count()).where(Worker.device == "cuda", *alive)))
 
 
 def forget_old(session: Session) -> None:

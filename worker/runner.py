@@ -141,9 +141,6 @@ class StageRunner:
             return []
 
         def end(session: Session) -> list[Bell]:
-            if stop.reason == "cancel":
-                stages.confirm_cancelled(session, claim.stage_id, claim.fence)
-                return []
             return stages.release(session, claim.stage_id, claim.fence)
 
         return self._ended(claim, watch, end)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from store import events, jobs, stages, workers
 from store.database import Database, db_now
-from store.models import Attempt, Checkpoint, Evaluation, Result, Stage, StageArtifact, StageLog
+from store.models import Attempt, Checkpoint, Evaluation, Result, Stage, StageArtifact, StageLog, Worker
 from store.stages import Claim, StaleFence
 from tests import factories
 from tests.factories import (
@@ -46,7 +46,7 @@ def release(database: Database, held: Claim) -> list[stages.Bell]:
 
 def confirm(database: Database, held: Claim) -> None:
     with database.write() as session:
-        stages.confirm_cancelled(session, held.stage_id, held.fence)
+        stages.release(session, held.stage_id, held.fence)
 
 
 def cancel(database: Database, job_id: int) -> str | None:
@@ -176,7 +176,6 @@ LATE: dict[str, Callable[[Session, Claim], Any]] = {
     "fail": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": "late"}, final=True, max_failures=1),
     "retry": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": "late"}, final=False, max_failures=9),
     "release": lambda s, c: stages.release(s, c.stage_id, c.fence),
-    "confirm_cancelled": lambda s, c: stages.confirm_cancelled(s, c.stage_id, c.fence),
     "add_checkpoint": lambda s, c: stages.add_checkpoint(s, c.stage_id, c.fence, factories.stored("late")),
     "write_log": lambda s, c: stages.write_log(s, c.stage_id, c.fence, [(0.0, "late")]),
 }
@@ -652,6 +651,28 @@ class TestKeeping:
         assert not set(first) & set(second)
         factories.pass_time(database, 4)
         assert self.unheard(database) == first
+
+    def test_a_clock_that_was_set_back_keeps_nobody_waiting(self, database: Database):
+        """Neither what was rung an hour from now, nor what is to be tried again after that."""
+        post(database, trainings())
+        self.register(database, "a")
+        fail(database, claim(database), final=False)
+        factories.pass_time(database, 10)
+        (first,) = self.unheard(database)
+        factories.pass_time(database, -3600)
+        with database.write() as session:
+            session.execute(update(Worker).values(seen_at=db_now()))
+        assert self.unheard(database) == [first]
+        assert self.unheard(database) == [], "it was rung a moment ago"
+        assert claim(database).stage_id == first
+
+    def test_who_drains_takes_no_more(self, database: Database):
+        self.register(database, "a")
+        with database.write() as session:
+            session.execute(update(Worker).values(device="cuda"))
+            assert (workers.live_queues(session, 35.0), workers.has_live_cuda(session, 35.0)) == ({"cpu"}, True)
+            workers.report(session, "a", None, draining=True)
+            assert (workers.live_queues(session, 35.0), workers.has_live_cuda(session, 35.0)) == (set(), False)
 
     def test_rings_for_nobody(self, database: Database):
         post(database, trainings(range(5)), execution=CUDA)

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,3 +149,9 @@ def test_a_writer_of_sqlite_waits_as_long_as_it_is_told(sqlite_url: str):
         with pytest.raises(OperationalError, match="locked"):
             factories.post(impatient)
     impatient.close()
+
+
+def test_a_uri_makes_no_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Database(f"sqlite:///file:{tmp_path}/there.db?mode=ro&uri=true").close()
+    assert list(tmp_path.iterdir()) == []

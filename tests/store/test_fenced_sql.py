@@ -59,7 +59,6 @@ WRITES: dict[str, Callable[[Session, Claim], Any]] = {
     "fail for good": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": ""}, final=True, max_failures=3),
     "fail": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": ""}, final=False, max_failures=3),
     "release": lambda s, c: stages.release(s, c.stage_id, c.fence),
-    "confirm_cancelled": lambda s, c: stages.confirm_cancelled(s, c.stage_id, c.fence),
     "add_checkpoint": lambda s, c: stages.add_checkpoint(s, c.stage_id, c.fence, factories.stored("c")),
     "write_log": lambda s, c: stages.write_log(s, c.stage_id, c.fence, [(0.0, "line")]),
 }

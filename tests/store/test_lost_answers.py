@@ -45,7 +45,6 @@ ENDS: dict[str, Write] = {
     "fail for good": lambda s, c: _fail(s, c, True),
     "fail": lambda s, c: _fail(s, c, False),
     "release": lambda s, c: stages.release(s, c.stage_id, c.fence),
-    "confirm_cancelled": lambda s, c: stages.confirm_cancelled(s, c.stage_id, c.fence),
 }
 """What a worker repeats until it is answered, or told that its fence is stale."""
 

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Column, Integer, MetaData, inspect, text
 
+from store import database as database_module
 from store import migrate
 from store.models import Base
 from tests import factories, servers
@@ -162,6 +164,18 @@ def test_concurrent_migrators_take_turns(empty_url: str):
     assert tables(empty_url) == TABLES
     with factories.opened(empty_url) as database, database.read() as session:
         assert session.scalars(text("SELECT version_num FROM alembic_version")).all() == [migrate.head()]
+
+
+def test_a_migrator_waits_for_another_however_long_it_takes(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than any lock is waited for otherwise."""
+    monkeypatch.setattr(database_module, "_POSTGRES_OPTIONS", "-c lock_timeout=200")
+    with factories.opened(postgres_url) as database, database.engine.connect() as first, ThreadPoolExecutor(1) as pool:
+        first.execute(text("SELECT pg_advisory_lock(4242001)"))
+        second = pool.submit(migrate.upgrade, postgres_url)
+        with pytest.raises(TimeoutError):
+            second.result(1.5)
+        first.execute(text("SELECT pg_advisory_unlock(4242001)"))
+        second.result(30)
 
 
 def test_a_password_may_hold_any_character():

@@ -238,7 +238,7 @@ def work(database: Database, choose: random.Random, specs: list[dict[str, Any]])
         asked = stages.renew(session, held.stage_id, held.fence, 60.0, None)
     if asked:
         with database.write() as session:
-            stages.confirm_cancelled(session, held.stage_id, held.fence)
+            stages.release(session, held.stage_id, held.fence)
     elif choose.random() < 0.7:
         succeed(database, held)
     elif choose.random() < 0.5:

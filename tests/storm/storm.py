@@ -13,13 +13,14 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 from sqlalchemy import and_, func, or_, select
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 from client.api import ApiRefused
 from store import migrate
@@ -42,6 +43,8 @@ TURN_SECONDS = (0.2, 1.2)
 """Between two faults."""
 NEWS_SECONDS = 30.0
 """Between two reports of a storm that still blows."""
+CONTROL_CALM_SECONDS = 60.0
+"""What a control may leave unfinished is wrong anyway."""
 CONTROL_PAUSES = (LEASE_SECONDS + 1, LEASE_SECONDS + 2)
 UNFENCED = os.pathsep.join([str(Path(__file__).with_name("unfenced")), str(ROOT)])
 ENVIRONMENT = {
@@ -107,7 +110,7 @@ def storm_and_control(patience: Patience, folder: Path, tell: Tell) -> tuple[dic
     if not patience.control_seconds or patience.interrupts:
         return {**report, "control": None}, sound(report)
     report["control"] = control(patience, folder / "control")
-    return report, sound(report) and not sound(report["control"])
+    return report, sound(report) and report["control"]["stale"] > 0
 
 
 def storm(patience: Patience, folder: Path, tell: Tell) -> dict[str, Any]:
@@ -123,20 +126,20 @@ def storm(patience: Patience, folder: Path, tell: Tell) -> dict[str, Any]:
 
 
 def control(patience: Patience, folder: Path) -> dict[str, Any]:
-    """Return what workers without fences left behind, as soon as something is wrong."""
+    """Return what workers without fences left behind, once a result stands that should not."""
     with ExitStack() as stack:
         room = _room(stack, folder, {**ENVIRONMENT, "PYTHONPATH": UNFENCED}, patience.seed)
         room.pauses = CONTROL_PAUSES
         began = time.monotonic()
         patience.begin(patience.control_seconds)
-        while not (patience.over or patience.interrupts or _wrong(room)):
+        while not (patience.over or patience.interrupts or _wrongly_recorded(room)):
             _keep_busy(room, patience)
             room.strike_asleep()
             time.sleep(room.dice.uniform(*TURN_SECONDS))
             room.recover()
-        wrong = _wrong(room)
         blown = round(time.monotonic() - began, 1)
-        return {"fenced": False, "faults": room.struck, "storm_seconds": blown, "violations": wrong[:20]}
+        _wait_for_the_end(room, replace(patience, calm_seconds=min(CONTROL_CALM_SECONDS, patience.calm_seconds)))
+        return {"fenced": False, **_so_far(room, patience, blown), "unfinished": False, **_count(room)}
 
 
 def _room(stack: ExitStack, folder: Path, environment: dict[str, str], seed: int) -> Room:
@@ -219,10 +222,16 @@ def _wait_for_the_end(room: Room, patience: Patience) -> None:
         time.sleep(0.5)
 
 
-def _wrong(room: Room) -> list[str]:
-    """Return what breaks an invariant now."""
+def _wrongly_recorded(room: Room) -> bool:
+    """Return whether a result stands under a fence that is not its stage's."""
     with room.database.read() as session:
-        return violations(session)
+        return _stale(session) > 0
+
+
+def _stale(session: Session) -> int:
+    """Return the number of results that were not written under the fence their stage has, as its winner's is."""
+    wrong = select(func.count()).select_from(Result).join(Stage, Stage.id == Result.stage_id)
+    return session.scalar(wrong.where(Result.fence != Stage.fence)) or 0
 
 
 def _count(room: Room) -> dict[str, Any]:
@@ -230,13 +239,11 @@ def _count(room: Room) -> dict[str, Any]:
         seeds = [row["seeds"][0] for row in session.scalars(select(Job.spec))]
         jobs = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).all())
         number = session.scalar(select(func.count()).select_from(Stage)) or 0
-        succeeded = select(Attempt.stage_id, func.max(Attempt.fence), func.count()).where(
-            Attempt.outcome == "succeeded"
-        )
-        wins = {row[0]: (row[1], row[2]) for row in session.execute(succeeded.group_by(Attempt.stage_id))}
-        results = dict(session.execute(select(Result.stage_id, Result.fence)).all())
+        succeeded = select(Attempt.stage_id, func.count()).where(Attempt.outcome == "succeeded")
+        wins = dict(session.execute(succeeded.group_by(Attempt.stage_id)).all())
+        results = session.scalar(select(func.count()).select_from(Result)) or 0
         outcomes = dict(session.execute(select(Attempt.outcome, func.count()).group_by(Attempt.outcome)).all())
-        wrong = violations(session)
+        stale, wrong = _stale(session), violations(session)
         counts = select(Stage.key, Evaluation.n, Evaluation.n_correct).join(Stage, Stage.id == Evaluation.stage_id)
         found = {row.key: (row.n, row.n_correct) for row in session.execute(counts)}
         again = _requeues(room, session)
@@ -247,9 +254,9 @@ def _count(room: Room) -> dict[str, Any]:
         "posted": room.posted,
         "stages": number,
         "attempts": {str(outcome): count for outcome, count in outcomes.items()},
-        "lost": number - len(results) + sum(count for state, count in jobs.items() if state != "succeeded") + forgotten,
-        "duplicate": sum(count - 1 for _, count in wins.values()) + len(seeds) - len(set(seeds)),
-        "stale": sum(wins.get(stage, (None, 0))[0] != fence for stage, fence in results.items()),
+        "lost": number - results + sum(count for state, count in jobs.items() if state != "succeeded") + forgotten,
+        "duplicate": sum(count - 1 for count in wins.values()) + len(seeds) - len(set(seeds)),
+        "stale": stale,
         "violations": wrong[:20],
         "different_from_calm": different,
         "requeue_seconds": again,

@@ -16,6 +16,8 @@ from tests.storm import cancel, requeue, storm
 
 pytestmark = pytest.mark.xdist_group("storm")
 SHORT = storm.Patience(seconds=45)
+LOADED_SECONDS = 20.0
+"""Beyond the lease, for a machine that does much else; docs/storm.md promises one second on an idle one."""
 
 
 @pytest.mark.slow
@@ -28,7 +30,8 @@ def test_storm(tmp_path: Path) -> None:
     assert report["jobs"] == {"succeeded": report["posted"]}
     assert [report[name] for name in ("lost", "duplicate", "stale", "different_from_calm")] == [0, 0, 0, 0]
     assert report["violations"] == []
-    assert report["control"]["violations"], "the control without fences found nothing wrong: this storm has no power"
+    assert report["control"]["stale"], "without fences no result was recorded under a wrong one: no power"
+    assert set(report["control"]) == set(report) - {"control"}
     assert kept
     assert told[-1]["unfinished"] is False
 
@@ -60,6 +63,7 @@ def test_requeue(tmp_path: Path, keeper_dies: bool) -> None:
     assert run["orphans"] == 110
     assert run["violations"] == []
     assert run["max"] >= run["p99"] >= run["p50"] > requeue.TEST.lease - 3 * requeue.TEST.heartbeat
+    assert run["p99"] <= min(requeue.TEST.lease + LOADED_SECONDS, 75)
 
 
 @pytest.mark.slow
@@ -69,3 +73,4 @@ def test_cancel(tmp_path: Path) -> None:
     assert run["violations"] == []
     assert run["cancels"] == 6
     assert {len(run[kind]["worker_free_seconds"]) for kind in ("training", "attack")} == {4}
+    assert all(run[kind]["worker_free_seconds"]["max"] <= 15 for kind in ("training", "attack"))

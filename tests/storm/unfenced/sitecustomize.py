@@ -1,4 +1,7 @@
-"""The control: on the path of a worker, this leaves the fence out of every write. A storm must then find violations.
+"""The control: on the path of a worker, this leaves the fence, and it alone, out of every write.
+
+That a stage runs is still asked for: without fences, what a worker that was given up publishes counts while another
+works on its stage. A storm must then find a result under a wrong fence.
 
 The worker's own clock, which would stop its work before its lease ends, is left out too: else it would hide most of it.
 """
@@ -6,15 +9,17 @@ The worker's own clock, which would stop its work before its lease ends, is left
 import sys
 from typing import Any
 
+from sqlalchemy import and_
+
 from store import stages
-from store.models import Stage
+from store.models import Stage, StageState
 
 
 def _unfenced(stage_id: int, _: int) -> Any:
-    return Stage.id == stage_id
+    return and_(Stage.id == stage_id, Stage.state == StageState.RUNNING)
 
 
-stages._held = _unfenced  # pyright: ignore[reportPrivateUsage]
+stages.is_held = _unfenced
 
 if "worker.child" in sys.orig_argv:
     from worker.process import WorkerProcess
