@@ -34,6 +34,10 @@ def _count() -> int:
     return int(answer.stdout) if answer.returncode == 0 else 0
 
 
+def _end(*_: object) -> None:
+    sys.exit(0)
+
+
 def main() -> None:
     """Run the worker until it is told to stop; exit 70 where its children cannot be started."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -43,7 +47,7 @@ def main() -> None:
     chosen = settings()
     gpus = _gpus(chosen)
     serves = queues(chosen, lambda: bool(gpus))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery has a handler of its own
+    signal.signal(signal.SIGTERM, _end)  # until Celery has a handler of its own
     try:
         children.start(gpus if "gpu" in serves else [], chosen.worker_slots)
         app.worker_main(
