@@ -126,4 +126,4 @@ def test_two_slots(tmp_path: Path, sqlite_template: Path) -> None:
         for job in jobs:
             service.client.cancel(job["id"])
             assert service.finished(job)["state"] == "cancelled"
-        assert service["worker"].terminate() == 0
+        assert service["worker"].terminate(120) == 0
