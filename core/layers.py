@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import prod, sqrt
 from typing import TYPE_CHECKING
 
+from core.errors import SpecError
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -77,10 +79,19 @@ Layer = Conv | Dense
 
 
 def with_shapes(layers: Sequence[Layer], shape: Shape) -> Iterator[tuple[Layer, Shape]]:
-    """Yield every layer with the shape that enters it."""
-    for layer in layers:
+    """Yield every layer with the shape that enters it.
+
+    Raises:
+        SpecError: a layer cannot take what the one before it gives.
+    """
+    for number, layer in enumerate(layers, 1):
+        if isinstance(layer, Conv) and len(shape) != 3:
+            raise SpecError(f"row {number} of the network is a convolution, but what enters it is flat: {shape}")
+        after = layer.output(shape)
+        if min(after) < 1:
+            raise SpecError(f"row {number} of the network makes images of shape {shape} into {after}: nothing is left")
         yield layer, shape
-        shape = layer.output(shape)
+        shape = after
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:

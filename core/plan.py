@@ -206,6 +206,15 @@ def _network(chosen: Network | None, dataset: Dataset, path: Path) -> Network:
             f"{network.kind} takes images of shape {network.input_shape}, {dataset.kind} has {dataset.shape}",
             (*path, "network"), fits,
         )  # fmt: skip
+    if network.classes != len(dataset.classes):
+        raise SpecError(
+            f"{network.kind} tells {network.classes} classes apart, {dataset.kind} has {len(dataset.classes)}",
+            (*path, "network"),
+        )  # fmt: skip
+    try:
+        network.flop  # noqa: B018 - walks through the shapes of all its layers
+    except SpecError as error:
+        raise SpecError(f"{network.kind}: {error}", (*path, "network")) from error
     return network
 
 

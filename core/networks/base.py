@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from core.errors import SpecError
 from core.kinds import Kind
 from core.layers import Layer, initialise, with_shapes
 
@@ -45,7 +46,30 @@ class Network(Kind, ABC):
             first = self.scaling()
             rows = [layer.modules(shape) for layer, shape in with_shapes(self.layers(), self.input_shape)]
             modules = ([] if first is None else [first]) + [module for row in rows for module in row]
-        return nn.Sequential(*modules).to_empty(device="cpu").eval()
+        module = nn.Sequential(*modules).eval()
+        self._check(module)
+        return module.to_empty(device="cpu")
+
+    def _check(self, module: nn.Module) -> None:
+        """Let one image through a module without data, which computes shapes only.
+
+        Raises:
+            SpecError: the image does not pass, or what comes out is not a logit for each class.
+        """
+        import torch
+
+        image = torch.empty(1, *self.input_shape, device="meta")
+        try:
+            out = tuple(module(image).shape)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise SpecError(
+                f"the network {self.kind} cannot take images of shape {self.input_shape}: {reason}", ("network",)
+            ) from error
+        if out != (1, self.classes):
+            raise SpecError(
+                f"the network {self.kind} gives {out[1:]} for an image, not {self.classes} logits", ("network",)
+            )
 
     def build(self, seed: int) -> nn.Module:
         """Return the module in evaluation mode, initialised from `seed`; torch's global generator is left alone."""

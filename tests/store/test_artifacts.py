@@ -106,8 +106,8 @@ def test_what_is_kept_or_young_is_not_offered_for_removal(store: ArtifactStore):
 def test_a_store_that_does_not_keep_what_was_written_is_noticed(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
     write = store._write
 
-    def lose_a_byte(sha256: str, data: bytes) -> None:
-        write(sha256, data)
+    def lose_a_byte(sha256: str, data: bytes, what: str) -> None:
+        write(sha256, data, what)
         tamper(store, sha256, data[:-1])
 
     monkeypatch.setattr(store, "_write", lose_a_byte)

@@ -32,10 +32,11 @@ def test_a_stage_goes_on_in_smaller_parts(little_memory: Service):
 
 def test_a_stage_that_never_fits_fails_and_says_what_it_needed(service: Service):
     service.stop("worker")
-    service.start("worker2", MEMORY_EXAMPLES="0", MAX_FAILURES="1")
-    job = service.finished(service.post(specs.training(2)))
+    service.start("worker2", MEMORY_EXAMPLES="0")
+    job = service.finished(service.post(specs.training(2)), 120)
     stage = service.stage(job)
     assert (job["state"], stage["state"]) == ("failed", "failed")
     assert stage["error"]["cause"] == "OutOfMemory"
     assert "Tried to allocate 1 examples" in stage["error"]["message"]
+    assert len(stage["attempts"]) == 1  # an example does not get smaller
     service.stop("worker2")

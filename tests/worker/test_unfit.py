@@ -12,7 +12,7 @@ from tests.worker import specs
 from tests.worker.calm import assert_as_calm
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("worker-embedded")
+pytestmark = [pytest.mark.xdist_group("worker-embedded"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_beside_a_healthy_worker(service: Processes, other_code: Path, how: str)
     """It gives back what it claims while the other is busy, and says so, as does the stage; then the other does it."""
     service.start("worker")
     busy = service.post(specs.endless_training())
-    service.running_at(service.stage(busy)["key"], done=0)
+    service.running_at(service.stage(busy)["key"], done=0, seconds=120)
     says = spoil(other_code, how)
     bad = service.start("worker2", PYTHONPATH=str(other_code))
     spec = specs.white_box(2)
@@ -64,7 +64,7 @@ def test_beside_a_healthy_worker(service: Processes, other_code: Path, how: str)
     def refused() -> bool:
         return [attempt["outcome"] for attempt in service.client.get(f"/stages/{key}")["attempts"]] == ["refused"]
 
-    wait_until("it is refused", refused)
+    wait_until("it is refused", refused, 120)
     stage = service.client.get(f"/stages/{key}")
     assert (stage["state"], stage["failures"], stage["losses"]) == ("ready", 0, 0)
     assert f"left it to the others: {says}" in stage["waits_for"]
@@ -72,7 +72,7 @@ def test_beside_a_healthy_worker(service: Processes, other_code: Path, how: str)
     assert [why.startswith(says) for why in leaves.pop(bad.child())] == [True]
     assert list(leaves.values()) == [[]]
     service.client.cancel(busy["id"])
-    assert_as_calm(service, service.succeeded(job), spec)
+    assert_as_calm(service, service.succeeded(job, 120), spec)
     assert {stage["state"] for stage in service.client.job(job["id"])["stages"]} == {"succeeded"}
     assert sum(service.client.get(f"/stages/{stage['key']}")["failures"] for stage in job["stages"]) == 0
 
@@ -81,7 +81,7 @@ def test_alone(service: Processes, other_code: Path) -> None:
     """Where there is no other, a stage whose dataset is not there fails at once, and says what is missing."""
     says = spoil(other_code, "no files")
     service.start("worker", PYTHONPATH=str(other_code))
-    wait_until("it is there", service.workers)
+    wait_until("it is there", service.workers, 120)
     job = service.finished(service.post(specs.training(1)))
     stage = service.stage(job)
     assert (job["state"], stage["error"]["cause"]) == ("failed", "DatasetMissing")
@@ -97,10 +97,10 @@ def test_alone_with_other_code(service: Processes, other_code: Path) -> None:
     job = service.post(spec)
     key = service.stage(job)["key"]
     why = re.compile(r"tries again in \d+ s after: this stage was planned by another version of the code")
-    wait_until("it says why it waits", lambda: why.match(service.client.get(f"/stages/{key}")["waits_for"] or ""))
+    wait_until("it says why it waits", lambda: why.match(service.client.get(f"/stages/{key}")["waits_for"] or ""), 120)
     service.stop("worker")
     service.start("worker2")
-    assert_as_calm(service, service.succeeded(job), spec)
+    assert_as_calm(service, service.succeeded(job, 120), spec)
 
 
 def test_a_broken_device(service: Processes, tmp_path: Path) -> None:
