@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.compute import configured, unit_images
 from core.monitor import Monitor, Unwatched
@@ -11,8 +11,6 @@ from core.portions import Portion
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from core.attacks.base import Attack
@@ -34,13 +32,12 @@ def craft(
     *,
     smoothing: float = 0.0,
     monitor: Monitor = _UNWATCHED,
-    batch: int = PORTION,
     portion: Portion | None = None,
 ) -> Tensor:
     """Return float32 adversarial images on the CPU for `images`, whole numbers or floats in [0, 1].
 
     Random numbers belong to an image's position in `images`, so the first n images of a set get the same ones.
-    `portion` takes the place of `batch` for a caller who wants to know what memory allowed.
+    `portion` says how many go through at once, and learns what memory allowed.
 
     Raises:
         OutOfMemory: the device cannot hold the passes of a single image.
@@ -60,12 +57,10 @@ def craft(
 
     positions = torch.arange(len(images), device=execution.device)
     with configured(execution):
-        return _in_portions(some, len(images), portion or Portion(batch))
+        return _in_portions(some, len(images), portion or Portion(PORTION))
 
 
-def predict(
-    model: nn.Module, images: Tensor, execution: Execution, batch: int = PREDICTED, portion: Portion | None = None
-) -> Tensor:
+def predict(model: nn.Module, images: Tensor, execution: Execution, portion: Portion | None = None) -> Tensor:
     """Return the predicted classes, int64 on the CPU, of `images`, whole numbers or floats in [0, 1].
 
     Raises:
@@ -77,7 +72,7 @@ def predict(
         return model(unit_images(images[begin : begin + size], execution)).argmax(1).cpu()
 
     with configured(execution), torch.no_grad():
-        return _in_portions(some, len(images), portion or Portion(batch))
+        return _in_portions(some, len(images), portion or Portion(PREDICTED))
 
 
 def _in_portions(some: Callable[[int, int], Tensor], total: int, portion: Portion) -> Tensor:
@@ -97,11 +92,3 @@ def correct_bits(predictions: Tensor, labels: Tensor) -> bytes:
     import numpy as np
 
     return np.packbits((predictions == labels).cpu().numpy()).tobytes()
-
-
-def bits_to_correct(data: bytes, n: int) -> NDArray[np.bool_]:
-    """Return the n truth values that `correct_bits` packed."""
-    import numpy as np
-
-    packed: Any = np.frombuffer(data, np.uint8)
-    return np.unpackbits(packed, count=n).astype(bool)

@@ -1,6 +1,5 @@
 """Evaluation: whole sets in batches, the same examples whatever the batch, one bit per example."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,9 +7,11 @@ from core.attacks.fgsm import FGSM
 from core.attacks.ifgsm import IFGSM
 from core.attacks.none import NoAttack
 from core.attacks.pgd import PGD
+from core.bits import Bits
 from core.errors import Interrupted
-from core.evaluation import bits_to_correct, correct_bits, craft, predict
+from core.evaluation import correct_bits, craft, predict
 from core.execution import Execution
+from core.portions import Portion
 from core.training import load_model
 from tests.core.small import Recording, TinyNet, tiny_model, tiny_pixels
 
@@ -31,7 +32,7 @@ def model(weights):
 def test_crafted_examples_are_those_of_one_call(model):
     pixels, labels = tiny_pixels(23)
     attack = PGD(eps="0.1", steps=3)
-    crafted = craft(attack, model, pixels, labels, PLAN, batch=23)
+    crafted = craft(attack, model, pixels, labels, PLAN, portion=Portion(23))
     images = (pixels.float() / 255).contiguous(memory_format=torch.channels_last)
     assert torch.equal(crafted, attack(model, images, labels))
     assert crafted.dtype == torch.float32
@@ -43,18 +44,18 @@ def test_the_batch_size_changes_nothing(weights):
     model = load_model(TinyNet(), weights, EXACT)
     pixels, labels = tiny_pixels(23)
     attack = PGD(eps="0.1", steps=3, restarts=2)
-    whole = craft(attack, model, pixels, labels, EXACT, batch=100)
-    assert torch.allclose(craft(attack, model, pixels, labels, EXACT, batch=5), whole, rtol=0, atol=1e-7)
-    first = craft(attack, model, pixels[:7], labels[:7], EXACT, batch=4)
+    whole = craft(attack, model, pixels, labels, EXACT, portion=Portion(100))
+    assert torch.allclose(craft(attack, model, pixels, labels, EXACT, portion=Portion(5)), whole, rtol=0, atol=1e-7)
+    first = craft(attack, model, pixels[:7], labels[:7], EXACT, portion=Portion(4))
     assert torch.allclose(first, whole[:7], rtol=0, atol=1e-7)
 
 
 def test_whole_numbers_and_floats_are_the_same_images(model):
     pixels, labels = tiny_pixels(9)
-    clean = craft(NoAttack(), model, pixels, labels, PLAN, batch=4)
+    clean = craft(NoAttack(), model, pixels, labels, PLAN, portion=Portion(4))
     assert torch.equal(clean, pixels.float() / 255)
-    from_floats = craft(FGSM(), model, clean, labels, PLAN, batch=4)
-    assert torch.equal(from_floats, craft(FGSM(), model, pixels, labels, PLAN, batch=4))
+    from_floats = craft(FGSM(), model, clean, labels, PLAN, portion=Portion(4))
+    assert torch.equal(from_floats, craft(FGSM(), model, pixels, labels, PLAN, portion=Portion(4)))
     assert torch.equal(predict(model, pixels, PLAN), predict(model, clean, PLAN))
     assert torch.equal(clean, pixels.float() / 255)
 
@@ -69,7 +70,7 @@ def test_the_training_targets_reach_the_attack(model):
 
 def test_predictions_are_the_largest_logits(model):
     pixels, _ = tiny_pixels(23)
-    predictions = predict(model, pixels, PLAN, batch=10)
+    predictions = predict(model, pixels, PLAN, portion=Portion(10))
     assert predictions.dtype == torch.int64
     assert predictions.tolist() == [model(pixel[None].float() / 255).argmax().item() for pixel in pixels]
 
@@ -77,7 +78,7 @@ def test_predictions_are_the_largest_logits(model):
 def test_progress_and_the_order_to_stop(model):
     pixels, labels = tiny_pixels(10)
     monitor = Recording()
-    craft(FGSM(), model, pixels, labels, PLAN, batch=4, monitor=monitor)
+    craft(FGSM(), model, pixels, labels, PLAN, portion=Portion(4), monitor=monitor)
     assert [report[:2] for report in monitor.reports] == [(4, 10), (8, 10), (10, 10)]
     with pytest.raises(Interrupted):
         craft(IFGSM(steps=100), model, pixels, labels, PLAN, monitor=Recording(stop_at=5, reason="cancelled"))
@@ -89,7 +90,8 @@ def test_bits_there_and_back(n):
     predictions, labels = (torch.randint(0, 3, (n,), generator=generator) for _ in range(2))
     data = correct_bits(predictions, labels)
     assert len(data) == (n + 7) // 8
-    assert np.array_equal(bits_to_correct(data, n), (predictions == labels).numpy())
+    right = (predictions == labels).tolist()
+    assert Bits.unpacked(data, n) == Bits(n, sum(2 ** (n - 1 - i) for i, one in enumerate(right) if one))
 
 
 def test_the_first_example_is_the_highest_bit():

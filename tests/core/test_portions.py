@@ -108,7 +108,7 @@ class TestEvaluation:
     def test_examples_and_predictions_are_those_of_the_whole_set(self, model):
         pixels, labels = tiny_pixels(23)
         attack = PGD(eps="0.1", steps=3)
-        whole = craft(attack, model, pixels, labels, EXACT, batch=10), predict(model, pixels, EXACT, batch=10)
+        whole = craft(attack, model, pixels, labels, EXACT), predict(model, pixels, EXACT)
         crafting, looking = Portion(10), Portion(10)
         with memory_for(4):
             crafted = craft(attack, model, pixels, labels, EXACT, portion=crafting)
