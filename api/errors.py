@@ -21,20 +21,11 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from api.places import resolved
 from core.attacks import ATTACKS
 from core.defenses import DEFENSES
 from core.errors import ModelMissing, SpecError
 from core.figures import FIGURES
-from core.jobs import (
-    BenchmarkJob,
-    EvaluateJob,
-    FigureJob,
-    ModelByKey,
-    ModelBySpec,
-    NamedDefense,
-    TrainingRequest,
-    TrainJob,
-)
 from core.networks import NETWORKS
 
 RETRY_SECONDS = 5
@@ -158,7 +149,7 @@ def _field(error: Any, body: Any) -> FieldError:
     path = _path(location, body)
     if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
         path.append("kind")
-    elif error["type"] == "missing":
+    elif error["type"] == "missing" and path[-1:] != [str(location[-1])]:
         path.append(str(location[-1]))
     return FieldError(path=".".join(path), message=message, allowed=allowed)
 
@@ -206,22 +197,15 @@ def _kinds_at(location: Sequence[Any]) -> list[str] | None:
 
 def _known_fields(location: Sequence[Any]) -> list[str] | None:
     """Return the fields of the innermost model that the validator's location names."""
-    models: dict[str, Any] = {
-        **NETWORKS, **ATTACKS, **DEFENSES, **FIGURES, "training": TrainingRequest, "named": NamedDefense,
-        "by_key": ModelByKey, "by_spec": ModelBySpec, "train": TrainJob, "benchmark": BenchmarkJob,
-        "evaluate": EvaluateJob, "figure": FigureJob,
-    }  # fmt: skip
-    for part in reversed(location):
-        if part in models:
-            return sorted(models[part].model_fields)
-    return None
+    _, model = resolved(location)
+    return sorted(model.model_fields) if model else None
 
 
 def _path(location: Sequence[Any], body: Any) -> list[str]:
-    """Return the location as the user wrote it: without the tags a validator puts in to tell union members apart."""
+    """Return the location as the user wrote it, as far as the body has it."""
     path: list[str] = []
     here = body
-    for part in location:
+    for part in resolved(location)[0]:
         inside = isinstance(here, dict) and part in here
         if inside or (isinstance(here, list) and isinstance(part, int) and part < len(here)):
             path.append(str(part))

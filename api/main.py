@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 
 from api import errors
-from api.routes import catalog, costs, events, figures, jobs, paper, results, stages, system
+from api.routes import catalog, costs, events, figures, jobs, paper, results, robustness, stages, system
 from api.service import Service
 from core.errors import SpecError, StoreAway
 from core.jobs import AnyJob
@@ -46,7 +46,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         dependencies=[Depends(errors.known_parameters)],
     )
-    for module in (jobs, events, results, figures, paper, costs, stages, catalog, system):
+    for module in (jobs, events, results, robustness, figures, paper, costs, stages, catalog, system):
         app.include_router(module.router)
     app.add_exception_handler(errors.ApiError, errors.on_api_error)
     app.add_exception_handler(SpecError, errors.on_spec_error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.compute import configured, unit_images
 from core.monitor import UNWATCHED, Monitor
@@ -11,8 +11,6 @@ from core.portions import Portion
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from core.attacks.base import Attack
@@ -36,7 +34,7 @@ def craft(
     """Return float32 adversarial images on the CPU for `images`, whole numbers or floats in [0, 1].
 
     Random numbers belong to an image's position in `images`, so the first n images of a set get the same ones.
-    `portion` is for a caller who wants to know what memory allowed.
+    `portion` says how many go through at once, and learns what memory allowed.
 
     Raises:
         OutOfMemory: the device cannot hold the passes of a single image.
@@ -86,11 +84,3 @@ def correct_bits(predictions: Tensor, labels: Tensor) -> bytes:
     import numpy as np
 
     return np.packbits((predictions == labels).cpu().numpy()).tobytes()
-
-
-def bits_to_correct(data: bytes, n: int) -> NDArray[np.bool_]:
-    """Return the n truth values that `correct_bits` packed."""
-    import numpy as np
-
-    packed: Any = np.frombuffer(data, np.uint8)
-    return np.unpackbits(packed, count=n).astype(bool)

@@ -4,11 +4,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from math import cos, fsum, isfinite, pi, sin, sqrt, tan
 from statistics import NormalDist, fmean, stdev
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -29,24 +24,6 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
-
-
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """Return Student's t interval of the mean of `values`, one per seed; None for one value, which shows no spread.
-
-    Raises:
-        ValueError: there are no values, one is NaN or infinite, or confidence is not inside (0, 1).
-    """
-    _check_confidence(confidence)
-    if not values:
-        raise ValueError("a mean needs at least one value")
-    if not all(isfinite(value) for value in values):
-        raise ValueError("a mean needs finite values")
-    n = len(values)
-    if n == 1:
-        return None
-    half = t_quantile(n - 1, confidence) * stdev(values) / sqrt(n)
-    return fmean(values) - half, fmean(values) + half
 
 
 def prediction_interval(
@@ -71,7 +48,7 @@ def prediction_interval(
 
 
 def moments_interval(n: int, total: float, squares: float) -> tuple[float, float]:
-    """Return `mean_interval` of n values of which only their sum and the sum of their squares are known.
+    """Return Student's 95 % t interval of the mean of n values, one per seed, by their sum and that of their squares.
 
     Raises:
         ValueError: there are fewer than two values.
@@ -132,24 +109,6 @@ def mcnemar_exact(b: int, c: int) -> float:
         tail += ways
         ways = ways * (n - k) // (k + 1)
     return min(1.0, 2 * tail / 2**n)
-
-
-def worst_case(*correct: "NDArray[np.bool_]") -> "NDArray[np.bool_]":
-    """Return per example whether the model was right under every attack; its mean is the worst-case accuracy.
-
-    Raises:
-        ValueError: there is no attack, the arrays differ in length, or they are not of booleans.
-    """
-    import numpy as np
-
-    if not correct:
-        raise ValueError("a worst case needs at least one attack")
-    if any(bits.dtype != np.bool_ or bits.ndim != 1 for bits in correct):
-        raise ValueError("correctness must be one boolean per example")
-    sizes = sorted({len(bits) for bits in correct})
-    if len(sizes) > 1:
-        raise ValueError(f"the attacks were evaluated on different numbers of examples: {sizes}")
-    return np.logical_and.reduce(correct)
 
 
 def _check_confidence(confidence: float) -> None:

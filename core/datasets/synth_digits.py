@@ -1,9 +1,8 @@
 """Digits drawn by a program, as many and of the format of SVHN, so that its network and suites run anywhere."""
 
-from pathlib import Path
 from typing import Literal
 
-from core.datasets.base import Data, RenderedDigits
+from core.datasets.base import RenderedDigits
 
 
 class SynthDigits(RenderedDigits):
@@ -14,9 +13,3 @@ class SynthDigits(RenderedDigits):
     title = "synth-digits"
     train_size = 73_257
     test_size = 26_032
-
-    def read(self, data_dir: Path) -> Data:
-        """Return the pictures; without a kept copy they are drawn, about a millisecond each."""
-        import torch
-
-        return Data(*(torch.from_numpy(array) for array in self.arrays(data_dir)))

@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from core.attacks import ATTACKS
+from core.attacks.fgsm import FGSM
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
+from core.defenses.e2sad import E2SAD
+from core.figures.path import PathFigure
 from core.networks import NETWORKS
 from core.suites import suites
 from tests.api.conftest import opened
@@ -34,6 +37,10 @@ def attack(**fields: Any) -> dict[str, Any]:
 
 def training(**fields: Any) -> dict[str, Any]:
     return {**ONE, "training": fields}
+
+
+def drawn(**figure: Any) -> dict[str, Any]:
+    return {**ONE, "kind": "figure", "figures": [figure]}
 
 
 def targets(*models: Any, **more: Any) -> dict[str, Any]:
@@ -86,6 +93,18 @@ TABLE: dict[str, tuple[Any, str, str, list[str] | None]] = {
                                 ["key", "name"]),
     "field of a model by spec": (targets({**ONE, "seeds": [1]}), "targets.0.seeds", "unknown field",
                                  ["dataset", "defense", "name", "network", "seed", "training"]),
+    # a figure's kind `path` has a field `path`
+    "points of a path": (drawn(kind="path", points=100), "figures.0.points", "less than or equal to 81", None),
+    "points beside a path's path": (drawn(kind="path", path={"kind": "e2sad"}, points=100), "figures.0.points",
+                                    "less than or equal to 81", None),
+    "field inside a path's path": (drawn(kind="path", path={"kind": "e2sad", "epz": 1}), "figures.0.path.epz",
+                                   "unknown field; allowed: alpha", sorted(E2SAD.model_fields)),
+    "value inside a path's path": (drawn(kind="path", path={"kind": "e2sad", "alpha": 2}), "figures.0.path.alpha",
+                                   "less than or equal to 1", None),
+    "field of a path": (drawn(kind="path", pionts=1), "figures.0.pionts", "unknown field",
+                        sorted(PathFigure.model_fields)),
+    "field of a path's direction": (drawn(kind="path", direction={"kind": "fgsm", "x": 1}), "figures.0.direction.x",
+                                    "unknown field", sorted(FGSM.model_fields)),
     # pixel distances
     "eps above 1": (defense(eps=1.5), "defense.eps", "must lie in [0, 1] (pixel units), got 1.5", None),
     "eps below 0": (defense(eps=-0.1), "defense.eps", "must lie in [0, 1]", None),

@@ -1,6 +1,5 @@
 """Evaluation: whole sets in batches, the same examples whatever the batch, one bit per example."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -8,8 +7,9 @@ from core.attacks.fgsm import FGSM
 from core.attacks.ifgsm import IFGSM
 from core.attacks.none import NoAttack
 from core.attacks.pgd import PGD
+from core.bits import Bits
 from core.errors import Interrupted
-from core.evaluation import bits_to_correct, correct_bits, craft, predict
+from core.evaluation import correct_bits, craft, predict
 from core.execution import Execution
 from core.portions import Portion
 from core.training import load_model
@@ -90,7 +90,8 @@ def test_bits_there_and_back(n):
     predictions, labels = (torch.randint(0, 3, (n,), generator=generator) for _ in range(2))
     data = correct_bits(predictions, labels)
     assert len(data) == (n + 7) // 8
-    assert np.array_equal(bits_to_correct(data, n), (predictions == labels).numpy())
+    right = (predictions == labels).tolist()
+    assert Bits.unpacked(data, n) == Bits(n, sum(2 ** (n - 1 - i) for i, one in enumerate(right) if one))
 
 
 def test_the_first_example_is_the_highest_bit():

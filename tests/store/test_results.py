@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.statistics import mean_interval, wilson
+from core.statistics import moments_interval, wilson
 from store import jobs, results, stages
 from store.database import Database
 from store.results import NOT_ASKED, NOTHING, Cell, Filters, Matrix
@@ -62,7 +62,7 @@ class TestCells:
         finish(database, by_seed(database, {0: 2, 1: 4, 2: 9}))
         cell = labelled(whitebox(database))["clean", "natural H"]
         assert (cell.n_correct, cell.n, cell.accuracy) == (15, 30, 0.5)
-        assert cell.interval == pytest.approx(mean_interval([0.2, 0.4, 0.9]), rel=1e-12)
+        assert cell.interval == pytest.approx(moments_interval(3, 1.5, 0.04 + 0.16 + 0.81), rel=1e-12)
         assert sorted((count.target_seed, count.n_correct) for count in cell.counts) == [(0, 2), (1, 4), (2, 9)]
 
     def test_none_correct_is_zero_and_not_missing(self, database: Database):

@@ -1,0 +1,225 @@
+"""Robustness: the worst case per example over every attack on a model, beside each attack, and models in pairs."""
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from api import exports, views
+from api.schemas import AxisReply, CellReply, MatrixReply, Reply, ScopeReply
+from core.bits import Bits, discordant, worst_case
+from core.errors import ArtifactCorrupt
+from core.statistics import mcnemar_exact, wilson
+from store.results import Axis, Cell, Matrix, SeedCount, Sums
+
+WORST = "worst case"
+
+
+class WorstSeed(Reply):
+    """One model under the worst of the attacks, example by example."""
+
+    seed: int
+    """Its seed."""
+    accuracy: float
+    """Share of the examples that it gets right under every attack."""
+    n: int
+    """Examples."""
+    n_correct: int
+    """Examples that it gets right under every attack."""
+    interval: tuple[float, float]
+    """Wilson's 95 % interval."""
+
+
+class PairedSeed(Reply):
+    """A model beside the reference of the same seed, on the same examples, both at their worst."""
+
+    seed: int
+    """The seed of both."""
+    only_this: int
+    """Examples that only this model gets right."""
+    only_reference: int
+    """Examples that only the reference gets right."""
+    p_value: float
+    """McNemar's exact two-sided p-value that both err equally often."""
+
+
+class RobustReply(Reply):
+    """What is known of one model's robustness."""
+
+    label: str
+    """Its name."""
+    recipe: str
+    """Key of the model without its seed."""
+    attacks: list[CellReply]
+    """Its accuracy under each attack alone, in the order of the table's `attacks`; seeds are left out."""
+    worst: CellReply
+    """Its accuracy where every example counts as right only if it is right under every attack; seeds are left out."""
+    seeds: list[WorstSeed]
+    """The worst case per seed."""
+    paired: list[PairedSeed]
+    """Beside the reference, per seed that both have; empty for the reference itself."""
+
+
+class RobustnessReply(Reply):
+    """Models under the worst of the attacks on them, each example by itself."""
+
+    scope: ScopeReply | None
+    """What the table is about; null where there is no evaluation."""
+    attacks: list[AxisReply]
+    """The attacks; clean images are shown but count in no worst case."""
+    counted: int
+    """How many of them the worst case is over."""
+    reference: str | None
+    """Label of the model that the others are paired with."""
+    models: list[RobustReply]
+    """One per model."""
+    others: list[ScopeReply]
+    """Other scopes that have results; narrow with dataset=, device=, limit= or job=."""
+    reason: str | None
+    """Why the table is empty."""
+    cautions: list[str]
+    """What to know before believing the table."""
+
+
+@dataclass
+class _Worst:
+    """The worst case of one recipe: per seed its bits, and why seeds are missing."""
+
+    bits: dict[int, Bits] = field(default_factory=dict[int, Bits])
+    cell: Cell = field(default_factory=Cell)
+
+
+def reply(
+    found: Matrix, reference: Axis | None, bits: Mapping[str, str], read: Callable[[str], bytes], cautions: list[str]
+) -> RobustnessReply:
+    """Return the table of a white-box matrix; `bits` says where each evaluation's are, which `read` gives."""
+    climbed = [row for row in found.rows if (row.attack or {}).get("kind") != "none"]
+    worst = {column.key: _worst(found, column, climbed, bits, read) for column in found.columns}
+    base = worst[reference.key].bits if reference else {}
+    return RobustnessReply(
+        scope=views.scope(found.scope) if found.scope else None,
+        attacks=[AxisReply(key=row.key, label=row.label, attack=row.attack) for row in found.rows],
+        counted=len(climbed),
+        reference=reference.label if reference else None,
+        models=[
+            RobustReply(
+                label=column.label,
+                recipe=str(column.recipe),
+                attacks=[_brief(found.cells.get((row.key, column.key))) for row in found.rows],
+                worst=_brief(worst[column.key].cell),
+                seeds=[_seed(seed, one) for seed, one in sorted(worst[column.key].bits.items())],
+                paired=[] if column is reference else _paired(worst[column.key].bits, base),
+            )
+            for column in found.columns
+        ],
+        others=[views.scope(other) for other in found.others],
+        reason=found.reason,
+        cautions=cautions,
+    )
+
+
+def _worst(
+    found: Matrix, column: Axis, climbed: Sequence[Axis], bits: Mapping[str, str], read: Callable[[str], bytes]
+) -> _Worst:
+    """Return the worst case of each seed that has a count under every attack."""
+    cells = [found.cells.get((row.key, column.key), Cell()) for row in climbed]
+    counts = [{count.target_seed: count for count in cell.counts} for cell in cells]
+    result = _Worst(cell=Cell(whitebox=True))
+    for seed in sorted({seed for counted in counts for seed in counted}):
+        mine = [counted[seed] for counted in counts if seed in counted]
+        try:
+            if len(mine) < len(climbed):
+                raise _Incomplete(f"{len(climbed) - len(mine)} of {len(climbed)} attacks have no count")
+            result.bits[seed] = worst_case(*(_bits(count, bits, read) for count in mine))
+            result.cell.sums += Sums.of(result.bits[seed].n, result.bits[seed].n_right)
+        except (_Incomplete, ArtifactCorrupt, ValueError) as error:
+            result.cell.sums += Sums(evaluations=1)
+            result.cell.missing.append(f"seed {seed}: {error}")
+    if not result.cell.sums.evaluations:
+        result.cell.sums = Sums(evaluations=1)
+        reasons = list(dict.fromkeys(cell.reason for cell in cells if cell.reason))
+        result.cell.missing = reasons or ["there is no attack"]
+    return result
+
+
+class _Incomplete(Exception):
+    """A seed lacks a count or its bits."""
+
+
+def _bits(count: SeedCount, bits: Mapping[str, str], read: Callable[[str], bytes]) -> Bits:
+    if count.evaluation not in bits:
+        raise _Incomplete(f"the evaluation {count.evaluation[:12]} has no per-example bits")
+    return Bits.unpacked(read(bits[count.evaluation]), count.n)
+
+
+def _brief(cell: Cell | None) -> CellReply:
+    return views.cell(cell).model_copy(update={"seeds": []})
+
+
+def _seed(seed: int, bits: Bits) -> WorstSeed:
+    interval = wilson(bits.n_right, bits.n)
+    return WorstSeed(seed=seed, accuracy=bits.n_right / bits.n, n=bits.n, n_correct=bits.n_right, interval=interval)
+
+
+def _paired(mine: Mapping[int, Bits], reference: Mapping[int, Bits]) -> list[PairedSeed]:
+    found: list[PairedSeed] = []
+    for seed in sorted(mine.keys() & reference.keys()):
+        this, other = discordant(mine[seed], reference[seed])
+        p = mcnemar_exact(this, other)
+        found.append(PairedSeed(seed=seed, only_this=this, only_reference=other, p_value=p))
+    return found
+
+
+def as_matrix(table: RobustnessReply) -> MatrixReply:
+    """Return models by attacks with the worst case last, as the forms of a matrix take it."""
+    axes = [AxisReply(key=model.recipe, label=model.label, recipe=model.recipe) for model in table.models]
+    columns = [*table.attacks, AxisReply(key="worst", label=f"{WORST} of {table.counted}")]
+    cells = [[*model.attacks, model.worst] for model in table.models]
+    return MatrixReply(
+        matrix="robustness", scope=table.scope, pairing=None, rows=axes, columns=columns, cells=cells,
+        others=table.others, reason=table.reason, cautions=table.cautions,
+    )  # fmt: skip
+
+
+COLUMNS = ("label", "recipe", "seed", "n", "n_correct", "accuracy", "low", "high", "attacks", "reference", "only_this",
+           "only_reference", "p_value", "reason")  # fmt: skip
+
+
+def to_csv(table: RobustnessReply) -> str:
+    """Return one line per model and seed: its worst case, and the pair with the reference."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for model in table.models:
+        pairs = {pair.seed: pair for pair in model.paired}
+        label = f"'{model.label}" if model.label[:1] in ("=", "+", "-", "@") else model.label
+        for seed in model.seeds:
+            pair = pairs.get(seed.seed)
+            against: list[Any] = [pair.only_this, pair.only_reference, pair.p_value] if pair else ["", "", ""]
+            writer.writerow([label, model.recipe, seed.seed, seed.n, seed.n_correct, seed.accuracy, *seed.interval,
+                             table.counted, table.reference, *against, ""])  # fmt: skip
+        if not model.seeds:
+            empty = [""] * (len(COLUMNS) - 3)
+            writer.writerow([label, model.recipe, *empty, model.worst.reason])
+    return text.getvalue()
+
+
+def to_markdown(table: RobustnessReply) -> str:
+    """Return the accuracies in per cent, and below them the pairs with the reference."""
+    pairs = [
+        f"- {model.label} and {table.reference}, seed {pair.seed}: {pair.only_this} examples only the first gets right "
+        f"at its worst, {pair.only_reference} only the second; McNemar's exact p = {pair.p_value:.3g}"
+        for model in table.models for pair in model.paired
+    ]  # fmt: skip
+    return "\n".join([exports.to_markdown(as_matrix(table)), *pairs, ""])
+
+
+def to_latex(table: RobustnessReply) -> str:
+    """Return the accuracies in per cent as a tabular environment."""
+    return exports.to_latex(as_matrix(table))
+
+
+WRITERS: Mapping[str, Callable[[RobustnessReply], str]] = {
+    "csv": to_csv, "markdown": to_markdown, "latex": to_latex,
+}  # fmt: skip

@@ -1,0 +1,106 @@
+"""Robustness: the worst case per example over attacks, with intervals over seeds and paired comparisons."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from api import robustness
+from api.errors import RESPONSES, Invalid, NotFound, QueryText
+from api.forms import FORMS, Accept, Form, IfNoneMatch, answer
+from api.robustness import RobustnessReply
+from api.service import ServiceDep
+from core import protocol
+from core.errors import SpecError
+from core.fields import MAX_SEED
+from core.jobs import DatasetName
+from store import jobs, results
+from store.protocol import asked_of_matrix
+from store.results import Axis, Filters, Matrix
+from store.robustness import bits_of
+
+router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
+
+MAX_EVALUATIONS = 2_000
+"""Evaluations whose bits one answer reads."""
+
+
+class RobustnessQuery(BaseModel):
+    """Which models and attacks are shown; without filters the newest comparable group."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    job: Annotated[int, Field(ge=1, le=2**62)] | None = None
+    """Only what this job asked for."""
+    suite: QueryText | None = None
+    """Only jobs posted as this suite."""
+    dataset: DatasetName | None = None
+    """Dataset."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Device class."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Test images behind each evaluation."""
+    label: list[QueryText] = []
+    """Only these models; may be repeated."""
+    seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = []
+    """Only models of these seeds; may be repeated."""
+    reference: QueryText | None = None
+    """Label or recipe of the model that the others are paired with; left out, the first one."""
+    format: Form | None = None
+    """Form of the answer; left out, what Accept asks for, else JSON."""
+
+    def filters(self) -> Filters:
+        """Return the query as the store takes it."""
+        return Filters(
+            job=self.job, suite=self.suite, dataset=self.dataset, device=self.device, limit=self.limit,
+            labels=tuple(self.label), seeds=tuple(self.seed),
+        )  # fmt: skip
+
+
+@router.get("/robustness", response_model=RobustnessReply, responses=FORMS)
+def robust(
+    query: Annotated[RobustnessQuery, Query()],
+    service: ServiceDep,
+    accept: Accept = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
+    """Answer with each model's worst case over the white-box attacks on it, example by example, and pairs of models."""
+    with service.database.read() as session:
+        if query.job is not None and jobs.by_id(session, query.job) is None:
+            raise NotFound(f"there is no job {query.job}")
+        found = results.whitebox(session, query.filters())
+        bits = bits_of(session, _evaluations(found))
+        cautions = _cautions(session, found)
+    reply = robustness.reply(found, _reference(found, query.reference), bits, service.store.get, cautions)
+    return answer(reply, robustness.WRITERS, query.format, accept, if_none_match)
+
+
+def _evaluations(found: Matrix) -> list[str]:
+    """Return the keys of the evaluations behind the table.
+
+    Raises:
+        Invalid: there are more than one answer reads.
+    """
+    number = sum(cell.sums.seeds for cell in found.cells.values())
+    if number > MAX_EVALUATIONS:
+        raise Invalid(
+            f"this table is over {number} evaluations, more than {MAX_EVALUATIONS}; narrow it with job=, label=, seed="
+        )
+    return [count.evaluation for cell in found.cells.values() for count in cell.counts]
+
+
+def _cautions(session: Session, found: Matrix) -> list[str]:
+    said = results.cautions(session, [str(axis.recipe) for axis in found.columns])
+    asked = asked_of_matrix(session, found)
+    return [*said, *(protocol.said(asked) if asked else [])]
+
+
+def _reference(found: Matrix, wanted: str | None) -> Axis | None:
+    if wanted is None:
+        return found.columns[0] if found.columns else None
+    chosen = next((axis for axis in found.columns if wanted in (axis.label, axis.recipe)), None)
+    if chosen is None:
+        labels = [axis.label for axis in found.columns]
+        raise SpecError(f"no model of this table is called {wanted!r}", ("reference",), labels)
+    return chosen
