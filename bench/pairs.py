@@ -8,6 +8,7 @@ Whether worker or core goes first alternates; both must find the same weights.
 import hashlib
 import math
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,8 @@ def ratios(service: Processes, database: Database, pairs: int, iterations: int) 
     with database.read() as session:
         spec = session.scalars(select(Stage.spec).where(Stage.recipe.is_not(None), Stage.seed == 0)).one()
     found: list[tuple[float, float]] = []
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    # a session of its own, as the worker has: where the scheduler groups by session, both get the same share
+    with multiprocessing.get_context("spawn").Pool(1, os.setsid) as pool:
         in_core = lambda seed: pool.apply(_in_core, ({**spec, "seed": seed},))  # noqa: E731
         in_core(0)
         for seed in range(1, pairs + 1):
