@@ -23,7 +23,7 @@ from core.capture import EAGER
 from core.compute import configured
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
-from core.errors import DatasetMissing
+from core.errors import DatasetMissing, SpecError
 from core.evaluation import craft
 from core.execution import Execution
 from core.losses import soft_targets
@@ -50,7 +50,10 @@ def main() -> None:
     """Measure, print a table, and write docs/results/bench-<device>.json; a run cut short leaves what it measured."""
     options = _options()
     device = device_class() if options.device == "auto" else options.device
-    require_device(device)
+    try:
+        require_device(device)
+    except SpecError as error:
+        sys.exit(f"bench: {error}")
     execution = Execution.on(device, torch.get_num_threads())
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"bench-{device}.json"
@@ -118,22 +121,22 @@ def rows(
     """Yield every row, and fill in the ceilings; both sides compute in the same precision, on CUDA in tf32 as well."""
     wait: Work | None = torch.cuda.synchronize if execution.device == "cuda" else None
     with configured(execution):
-        ceiling |= ceilings(execution.device, wait, "float32")
+        ceiling |= ceilings(execution.device, wait, "float32", 2 * options.rounds + 1)
         yield from training_rows(data, execution, options, wait, ceiling, "float32")
         yield from crafting_rows(data, execution, options, wait, ceiling["matmul float32"])
     if execution.device == "cuda":
         with configured(execution, tf32=True):
-            ceiling |= ceilings(execution.device, wait, "tf32")
+            ceiling |= ceilings(execution.device, wait, "tf32", 2 * options.rounds + 1)
             yield from training_rows(data, execution, options, wait, ceiling, "tf32")
 
 
-def ceilings(device: str, wait: Work | None, precision: str) -> dict[str, float]:
+def ceilings(device: str, wait: Work | None, precision: str, rounds: int) -> dict[str, float]:
     """Return what the device does at best, now: operations per second of a large matrix product, bytes copied."""
     size = 2048 if device == "cpu" else 8192
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     blob = torch.empty(2**27 if device == "cpu" else 2**30, dtype=torch.uint8, device=device)
     other = torch.empty_like(blob)
-    timings = interleaved({"matmul": lambda: a @ b, "copy": lambda: other.copy_(blob)}, 15, wait)
+    timings = interleaved({"matmul": lambda: a @ b, "copy": lambda: other.copy_(blob)}, rounds, wait)
     return {
         f"matmul {precision}": 2 * size**3 / min(timings["matmul"].seconds),
         "copy bytes": 2 * blob.numel() / min(timings["copy"].seconds),
@@ -191,7 +194,7 @@ def crafting_rows(
     """Yield a row per attack: seconds per image, ours against the plain loop's and those rivals that are installed."""
     network = NETWORKS["mnist_cnn"]()
     n = options.images
-    schedule = Training(iterations=30)
+    schedule = Training(iterations=30, batch_size=32)
     weights = train(
         DEFENSES["fgsm_adv"](), network, schedule, execution, recipe="bench", seed=0, images=data.train_images,
         labels=data.train_labels,

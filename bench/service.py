@@ -23,10 +23,9 @@ import httpx
 import psutil
 from sqlalchemy import select
 
-from bench import load, rows
-from core.datasets import DATASETS
+from bench import load, pairs, rows
+from bench.pairs import Bare
 from core.execution import Execution
-from core.monitor import Unwatched
 from core.stages.train import Train
 from store import migrate, stages
 from store.database import Database
@@ -72,26 +71,6 @@ def suite(number: int) -> dict[str, Any]:
         "seeds": list(range(20)), "device": "cpu",
         "attacks": [{"kind": "none"}, {"kind": "fgsm"}, *({"kind": "ifgsm", "steps": k} for k in (10, 20, 30))],
     }  # fmt: skip
-
-
-class Bare:
-    """What a training stage reads, without the service around it."""
-
-    monitor = Unwatched()
-
-    def __init__(self) -> None:
-        self._data = DATASETS["mnist-mini"]().load(Path())
-
-    def dataset(self, _: str) -> Any:
-        """Return the dataset, loaded once."""
-        return self._data
-
-    def checkpoints(self) -> Iterator[bytes]:
-        """Return none."""
-        return iter(())
-
-    def log(self, line: str) -> None:
-        """Forget it."""
 
 
 def work_itself(spec: dict[str, Any], repeats: int) -> list[float]:
@@ -246,6 +225,14 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
             migrate.upgrade(url)
             return Processes(folder / name, {**DEFAULTS, "DATABASE_URL": url, "REDIS_URL": redis.url})
 
+        with service("pairs") as running:
+            running.ensure("api", "keeper", "worker")
+            database = Database(running.environment["DATABASE_URL"])
+            yield pairs.row(pairs.ratios(running, database, options.pairs, options.iterations))
+            database.close()
+        if options.only_pairs:
+            return
+        redis.flush()
         with service("work") as running:
             running.ensure("api", "keeper", "worker")
             database = Database(running.environment["DATABASE_URL"])
@@ -303,17 +290,21 @@ def line(row: dict[str, Any]) -> str:
     """Return a row of the table."""
     numbers = " ".join(f"{row[name]:10.3f}" for name in ("median", "p95", "p99"))
     verdict = {True: "met", False: "NOT met", None: ""}[row["met"]]
-    return f"{row['name']:60} n={row['n']:<6} {numbers} {row['unit']:4} {row['aim']:16} {verdict}"
+    interval = " to ".join(f"{end:.3f}" for end in row.get("interval") or ())
+    said = f"{row['aim']:16} {verdict}" + (f", 95 % interval of the median: {interval}" if interval else "")
+    return f"{row['name']:60} n={row['n']:<6} {numbers} {row['unit']:4} {said}"
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench service", description=__doc__)
     for name, default, says in (
         ("lone", 30, "jobs of one stage, one after the other"), ("many", 300, "stages behind the queue's share"),
+        ("pairs", 15, "trainings by a worker and in core, in turn"), ("iterations", 30, "iterations of each of those"),
         ("suites", 7, "suites of 2,000 stages"), ("evaluations", 1_000_000, "evaluations behind the matrix"),
         ("matrices", 30, "matrices"), ("ready", 100_000, "ready stages"), ("claims", 200, "claims per claimer"),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{says} (default: {default})")
+    parser.add_argument("--only-pairs", action="store_true", help="only the trainings by a worker and in core")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long jobs are offered (default: 30)")
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of the report")
     return parser.parse_args(argv)

@@ -19,8 +19,9 @@ from core.errors import ArtifactCorrupt, Diverged, Interrupted
 from core.execution import Execution
 from core.networks.mnist_cnn import MnistCnn
 from core.random import uniform
-from core.training import Order, Trained, Training, load_model, train, weights_from_bytes, weights_to_bytes
+from core.training import Loop, Order, Trained, Training, load_model, train, weights_from_bytes, weights_to_bytes
 from tests.core import naive
+from tests.core.counting import CountPasses
 from tests.core.small import Recording, TinyNet, small, tiny_images, tiny_model, tiny_pixels
 
 EXACT = Execution(threads=1, precision="float64", layout="contiguous")
@@ -221,6 +222,19 @@ def test_a_finished_training_is_gone_without_a_garbage_collection():
         assert models[0]() is None
     finally:
         gc.enable()
+
+
+def test_an_iteration_is_its_passes_and_no_look_at_the_accuracy(defense):
+    """It is what the bench measures and what the profile shows."""
+    images, labels = tiny_pixels(20)
+    loop = Loop(
+        defense=defense, network=TinyNet(), training=SHORT, execution=FAST, recipe="recipe", seed=0, images=images,
+        labels=labels,
+    )  # fmt: skip
+    with CountPasses(SHORT.batch_size) as counted:
+        for _ in range(SHORT.iterations):
+            loop.advance()
+    assert counted.passes.forward == SHORT.iterations * defense.passes().forward
 
 
 class TestOrder:
