@@ -26,6 +26,7 @@ from api.filters import require_suite
 from api.schemas import JobPage, JobReply, ModelLabel, PlanReply, PlanStage
 from api.service import Service, ServiceDep
 from core.canonical import digest
+from core.cautions import cautions
 from core.datasets import DATASETS
 from core.errors import SpecError
 from core.execution import Execution
@@ -235,9 +236,8 @@ def _plan_reply(session: Session, job: Job, planned: Plan, suite: str | None) ->
 
 def _cautions(planned: Plan) -> list[str]:
     note = DATASETS[planned.dataset]().note
-    models = [*planned.targets, *planned.substitutes]
-    said = [f"{model.label}: {model.train.defense.caution}" for model in models if model.train.defense.caution]
-    return list(dict.fromkeys([*([f"{planned.dataset}: {note}"] if note else []), *said]))
+    said = cautions(model.train for model in (*planned.targets, *planned.substitutes))
+    return [*([f"{planned.dataset}: {note}"] if note else []), *said]
 
 
 def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
