@@ -53,8 +53,13 @@ def cautions(asked: Asked) -> list[str]:
     """Return what to know before believing the results: of the images, of the models, and of the protocol."""
     ours = DATASETS[asked.dataset]()
     note = [f"{ours.kind}: {ours.note}"] if ours.note else []
-    of_models = (f"{name}: {train.defense.caution}" for name, train in asked.models.items() if train.defense.caution)
-    return [*note, *dict.fromkeys(of_models), *said(asked)]
+    return [*note, *of_trains(asked.models.values()), *said(asked)]
+
+
+def of_trains(trains: Iterable[Train]) -> list[str]:
+    """Return what is known against believing models trained so, once each, under the defense's own label."""
+    known = (f"{train.defense.label()}: {train.defense.caution}" for train in trains if train.defense.caution)
+    return list(dict.fromkeys(known))
 
 
 def said(asked: Asked) -> list[str]:

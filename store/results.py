@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import Double, and_, cast, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
+from core import protocol
 from core.fields import parse_pixels
 from core.stages.train import Train
 from core.statistics import moments_interval, wilson
@@ -550,6 +551,4 @@ def cautions(session: Session, recipes: Sequence[str]) -> list[str]:
     """Return, for the models of a table, why their results are to be read with care."""
     first = select(func.min(Stage.id)).where(Stage.recipe.in_(list(recipes))).group_by(Stage.recipe)
     rows = session.scalars(select(Stage.spec).where(Stage.id.in_(first)).order_by(Stage.id))
-    trains = (Train.model_validate(spec) for spec in rows)
-    said = (f"{train.defense.label()}: {train.defense.caution}" for train in trains if train.defense.caution)
-    return list(dict.fromkeys(said))
+    return protocol.of_trains(Train.model_validate(spec) for spec in rows)

@@ -7,14 +7,18 @@ from typing import Any
 
 import pytest
 
+from api.costs import CostRow, CostTable, RunReply
 from api.errors import ApiError
 from api.forms import MEDIA
-from api.routes.figures import FigureQuery
-from api.routes.results import MatrixQuery
+from api.paper import PaperCell, PaperMeasurement
+from client import cli
+from core.suites import suites
+from store.models import JOB_ENDED
 from tests.api.conftest import document
 from tests.api.house import House
 
-TEXT = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 BLOCKS = [
     (info.split(), body) for info, body in re.findall(r"^```json ([^\n]+)\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 ]
@@ -31,7 +35,7 @@ POSTED, LATER = blocks("post"), blocks("post", "after-training")
 def test_every_block_is_one_that_is_tried():
     assert TEXT.count("```json") == len(BLOCKS)
     assert {" ".join(info) for info, _ in BLOCKS} == {
-        "post", "post after-training", "plan", "refused", "422", "cell", "missing"}  # fmt: skip
+        "post", "post after-training", "plan", "refused", "422", "cell", "missing", "paper", "cost"}  # fmt: skip
     assert {body.get("kind", "benchmark") for body in POSTED + LATER} == {"benchmark", "train", "evaluate", "figure"}
     assert sum("suite" in body for body in POSTED) == 3
     assert {body["kind"] for body in LATER} == {"evaluate", "figure"}
@@ -87,9 +91,63 @@ def test_cells_look_like_that(small_house: House):
 def test_every_address_parameter_form_and_code_is_there():
     for path in document()["paths"]:
         assert f"{path.replace('{job_id}', '{id}')}`" in TEXT, path
-    for name in [*MatrixQuery.model_fields, *FigureQuery.model_fields]:
-        assert f"`{name}`" in TEXT, name
+    for parameter in parameters():
+        assert f"`{parameter}`" in TEXT, parameter
     for form in MEDIA:
         assert f"`{form}`" in TEXT, form
-    for cls in ApiError.__subclasses__():
+    for cls in [ApiError, *ApiError.__subclasses__()]:
         assert f"| {cls.status} | `{cls.code}` |" in TEXT
+
+
+def parameters() -> set[str]:
+    """Return the names of every query parameter of every address."""
+    operations = [operation for path in document()["paths"].values() for operation in path.values()]
+    every = [parameter for operation in operations for parameter in operation.get("parameters", [])]
+    return {parameter["name"] for parameter in every if parameter["in"] == "query"}
+
+
+@pytest.mark.parametrize("name", sorted(suites()))
+def test_every_suite_is_there_and_none_that_is_not(name: str):
+    table = TEXT.partition("| suite | what | twins |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`([a-z0-9-]+)`", table))
+    assert name in named
+    assert named <= set(suites())
+
+
+def test_every_result_is_narrowed_by_job():
+    """The paper's tables take a suite; a job beside them is asked for elsewhere."""
+    for path, operations in document()["paths"].items():
+        if path.startswith("/results/") and path not in WITHOUT_JOB:
+            names = {parameter["name"] for parameter in operations["get"]["parameters"]}
+            assert "job" in names, path
+
+
+WITHOUT_JOB = {"/results/paper/{table}"}
+
+
+def test_paper_cells_and_costs_look_like_that():
+    (cell,), (cost,) = blocks("paper"), blocks("cost")
+    PaperCell.model_validate(cell)
+    CostTable.model_validate({**cost, "note": ""})
+    assert list(cell["measured"][0]) == list(PaperMeasurement.model_fields)
+    assert list(cost["rows"][0]) == list(CostRow.model_fields)
+    assert list(cost["run"]) == list(RunReply.model_fields)
+
+
+def test_every_kind_of_event_is_there():
+    """As far as the code spells them: those of a job's end are its states."""
+    source = "".join((ROOT / "store" / f"{name}.py").read_text(encoding="utf-8") for name in ("stages", "jobs"))
+    kinds = set(re.findall(r'"((?:job|stage)\.[a-z]+)"', source)) | {f"job.{state}" for state in JOB_ENDED}
+    assert {"stage.running", "stage.lost", "job.queued"} <= kinds
+    for kind in kinds:
+        assert f"`{kind}`" in TEXT, kind
+
+
+def test_every_command_of_the_client_is_there(capsys: pytest.CaptureFixture[str]):
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE)
+    assert len(listed) >= 6
+    for command in (*cli.ADMIN, *listed):
+        assert f"$ gauntlet {command}" in text, command

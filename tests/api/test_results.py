@@ -122,8 +122,14 @@ class TestShape:
         assert {found["seeds"][0]["substitute_seed"] for row in blackbox["cells"] for found in row} == {1_000_000}
 
     def test_the_caution_of_an_ill_conditioned_spec_stands_beside_the_table(self, house: House):
-        house.post({**LITTLE, "defense": {"kind": "e2sad", "second_step": "literal"}})
-        assert any("ill-conditioned" in line for line in house.get(WHITEBOX)["cautions"])
+        defense = {"kind": "e2sad", "second_step": "literal"}
+        body = {**LITTLE, "defenses": [{"defense": defense, "name": "mine"}]}
+        del body["defense"]
+        planned = house.plan(body)["cautions"]
+        house.post(body)
+        (said,) = house.get(WHITEBOX)["cautions"]
+        assert "ill-conditioned" in said
+        assert said in planned, "in the same words as before it ran"
 
 
 class TestMissing:
