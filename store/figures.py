@@ -83,4 +83,4 @@ def _models(session: Session, parts: set[str]) -> dict[str, str]:
         .join(train, train.id == StageParent.parent_id)
         .where(Stage.key.in_(sorted(parts)))
     )
-    return dict(rows.all())
+    return {row[0]: row[1] for row in rows}

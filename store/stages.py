@@ -361,7 +361,7 @@ def lose(session: Session, stage_id: int, fence: int, why: str, max_losses: int)
         StaleFence: the claim is lost; nothing was written.
     """
     columns = (Stage.id, Stage.fence, Stage.cancel_requested, Stage.losses, Stage.lease_owner)
-    row = session.execute(select(*columns).where(_held(stage_id, fence)).with_for_update()).one_or_none()
+    row = session.execute(select(*columns).where(is_held(stage_id, fence)).with_for_update()).one_or_none()
     if row is None:
         raise StaleFence
     return _take_back(session, row, max_losses, why)
