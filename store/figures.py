@@ -67,15 +67,13 @@ def _drawn(session: Session, drawn: Sequence[Stage]) -> list[DrawnFigure]:
     payloads = dict(session.execute(found).all())
     models = _models(session, {part for stage in drawn for part in stage.spec["parts"]})
     return [
-        DrawnFigure(
-            stage, [models.get(part, part) for part in stage.spec["parts"]], payloads.get(stage.id), artifacts[stage.id]
-        )
+        DrawnFigure(stage, [models[part] for part in stage.spec["parts"]], payloads.get(stage.id), artifacts[stage.id])
         for stage in drawn
     ]
 
 
 def _models(session: Session, parts: set[str]) -> dict[str, str]:
-    """Return part -> key of the train stage behind it, for parts that are looks at one."""
+    """Return part -> key of the train stage it is, or is a look at."""
     train = aliased(Stage)
     rows = session.execute(
         select(Stage.key, train.key)
@@ -83,4 +81,4 @@ def _models(session: Session, parts: set[str]) -> dict[str, str]:
         .join(train, train.id == StageParent.parent_id)
         .where(Stage.key.in_(sorted(parts)))
     )
-    return {row[0]: row[1] for row in rows}
+    return {part: part for part in parts} | {row[0]: row[1] for row in rows}
