@@ -240,7 +240,7 @@ def _measurements(table: PaperReply) -> list[PaperMeasurement]:
 
 def _where(environment: Mapping[str, object]) -> str:
     shown = ", ".join(
-        f"{name} {environment[name]}" for name in ("host", "torch", "gauntlet", "commit") if environment.get(name)
+        f"{name} {environment[name]}" for name in ("torch", "gauntlet", "commit") if environment.get(name)
     )
     origin = ", imported" if environment.get("imported") else ""
     return f"{environment.get('device', 'an unnamed device')} ({shown}{origin})"

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from api import views
 from api.schemas import CellReply, Reply, ScopeReply
+from core import protocol
 from core.datasets import DATASETS
 from core.execution import Execution
 from core.paper import SUITES, Published, Source, losses_of, of_suite, published, tables
@@ -14,7 +15,7 @@ from core.statistics import prediction_interval
 from core.suites import suites
 from store import paper
 from store.paper import Measured
-from store.results import Cell, Scope, Sums, cautions
+from store.results import Cell, Scope, Sums
 
 Verdict = Literal["yes", "no", "unknown"]
 
@@ -112,7 +113,6 @@ def reply(
     table = published(number)
     found = paper.measured(session, table, source, fallback, device=device, execution=execution)
     standing = found.standing
-    recipes = [model.train.recipe for model in standing.models.values()]
     origins = paper.origins(session, found.evaluations)
     return PaperReply(
         table=number,
@@ -139,7 +139,7 @@ def reply(
         columns=list(table.columns),
         cells=[[_cell(table, found, row, column) for column in table.columns] for row in table.rows],
         origins=[OriginReply(environment=origin.environment, evaluations=origin.evaluations) for origin in origins],
-        cautions=cautions(session, recipes),
+        cautions=protocol.of_models({name: model.train for name, model in standing.models.items()}),
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from client.api import ApiRefused, Client
 
@@ -102,7 +102,7 @@ def write(client: Client, suite: str, folder: Path, device: str | None = None) -
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     data, page = (folder / f"{suite}-{execution['device']}.{form}" for form in ("json", "md"))
-    data.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    data.write_text(json.dumps(_without_hosts(found), indent=1) + "\n", encoding="utf-8")
     page.write_text(_page(client, found), encoding="utf-8")
     return [data, page]
 
@@ -155,6 +155,16 @@ def _require_one_execution(execution: dict[str, Any], tables: dict[str, Any], ma
 def _origins(tables: dict[str, Any]) -> list[dict[str, Any]]:
     every = [origin["environment"] for table in tables.values() for origin in table["origins"]]
     return [origin for i, origin in enumerate(every) if origin not in every[:i]]
+
+
+def _without_hosts(found: Any) -> Any:
+    """Return what was found without the names of machines: they tell a reader elsewhere nothing."""
+    if isinstance(found, list):
+        return [_without_hosts(one) for one in cast("list[Any]", found)]
+    if isinstance(found, dict):
+        entries = cast("dict[str, Any]", found)
+        return {name: _without_hosts(value) for name, value in entries.items() if name != "host"}
+    return found
 
 
 def _seconds(job: dict[str, Any]) -> float | None:

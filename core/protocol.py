@@ -53,18 +53,17 @@ def cautions(asked: Asked) -> list[str]:
     """Return what to know before believing the results: of the images, of the models, and of the protocol."""
     ours = DATASETS[asked.dataset]()
     note = [f"{ours.kind}: {ours.note}"] if ours.note else []
-    return [*note, *of_trains(asked.models.values()), *said(asked)]
+    return [*note, *beside(asked)]
 
 
-def of_trains(trains: Iterable[Train]) -> list[str]:
-    """Return what is known against believing models trained so, once each, under the defense's own label."""
-    known = (f"{train.defense.label()}: {train.defense.caution}" for train in trains if train.defense.caution)
-    return list(dict.fromkeys(known))
+def beside(asked: Asked) -> list[str]:
+    """Return the cautions of a table, whose scope has the note on its images already."""
+    return [*of_models(asked.models), *(f"not the paper's protocol: {line}" for line in reductions(asked))]
 
 
-def said(asked: Asked) -> list[str]:
-    """Return `reductions` as a table or a plan says them among its cautions."""
-    return [f"not the paper's protocol: {line}" for line in reductions(asked)]
+def of_models(models: Mapping[str, Train]) -> list[str]:
+    """Return what is known against believing models trained so."""
+    return [f"{name}: {train.defense.caution}" for name, train in models.items() if train.defense.caution]
 
 
 def reductions(asked: Asked) -> list[str]:
@@ -73,7 +72,7 @@ def reductions(asked: Asked) -> list[str]:
     lines: list[str] = []
     if ours != theirs:
         lines.append(f"dataset: {ours.title}, {ours.train_size:,} training images, instead of {theirs.title}")
-    lines += _of_models(asked.models, theirs)
+    lines += _changed(asked.models, theirs)
     restarts = sorted({attack.get("restarts", 1) for attack in asked.attacks} & set(range(2, RESTARTS)))
     lines += [f"restarts of an attack: {number} instead of {RESTARTS}" for number in restarts]
     if asked.images is not None and asked.images < theirs.test_size:
@@ -81,7 +80,7 @@ def reductions(asked: Asked) -> list[str]:
     return [*lines, *dict.fromkeys(line for figure in asked.figures for line in _of_figure(figure, ours, theirs))]
 
 
-def _of_models(models: Mapping[str, Train], theirs: Dataset) -> Iterable[str]:
+def _changed(models: Mapping[str, Train], theirs: Dataset) -> Iterable[str]:
     """Return each change of schedule, network or steps with the models that have it."""
     schedule = resolve_training(TrainingRequest(), theirs).model_dump(mode="json")
     changes: dict[str, list[str]] = {}

@@ -42,13 +42,16 @@ def _asked_of(rows: Sequence[Stage], models: Sequence[Mapping[str, Any]]) -> Ask
 
 
 def asked_of_matrix(session: Session, found: Matrix) -> Asked | None:
-    """Return what the cells of a matrix asked for; None where it has none, or its dataset is not installed here."""
+    """Return what the cells of a matrix asked for; None where it has none, or this code cannot read them any more."""
     if found.scope is None or found.scope.dataset not in DATASETS:
         return None
     axes = [*found.columns, *found.rows]
     names = {axis.recipe: axis.label for axis in reversed(axes) if axis.recipe}
     first = select(func.min(Stage.id)).where(Stage.recipe.in_(list(names))).group_by(Stage.recipe)
     rows = session.execute(select(Stage.recipe, Stage.spec).where(Stage.id.in_(first)))
-    trains = {str(recipe): Train.model_validate(spec) for recipe, spec in rows}
+    try:
+        trains = {str(recipe): Train.model_validate(spec) for recipe, spec in rows}
+    except ValidationError:
+        return None
     models = {label: trains[recipe] for recipe, label in reversed(names.items()) if recipe in trains}
     return Asked(found.scope.dataset, models, found.scope.image_limit, [axis.attack for axis in axes if axis.attack])

@@ -12,9 +12,7 @@ from typing import Any, Literal
 from sqlalchemy import Double, and_, cast, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
-from core import protocol
 from core.fields import parse_pixels
-from core.stages.train import Train
 from core.statistics import moments_interval, wilson
 from store.models import JOB_ENDED, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState
 
@@ -545,10 +543,3 @@ def why_missing(seed: int, state: str, error: dict[str, Any] | None) -> str:
     if state in (StageState.BLOCKED, StageState.READY, StageState.RUNNING):
         return f"seed {seed}: not finished ({state})"
     return f"seed {seed}: {state}: {(error or {}).get('message', 'cancelled')}"
-
-
-def cautions(session: Session, recipes: Sequence[str]) -> list[str]:
-    """Return, for the models of a table, why their results are to be read with care."""
-    first = select(func.min(Stage.id)).where(Stage.recipe.in_(list(recipes))).group_by(Stage.recipe)
-    rows = session.scalars(select(Stage.spec).where(Stage.id.in_(first)).order_by(Stage.id))
-    return protocol.of_trains(Train.model_validate(spec) for spec in rows)

@@ -116,9 +116,8 @@ def _require(session: Session, query: MatrixQuery) -> None:
 
 def _cautions(session: Session, found: Matrix) -> list[str]:
     """Return what is known against believing the table: of its models, and how they and it differ from the paper's."""
-    said = results.cautions(session, [axis.recipe for axis in [*found.rows, *found.columns] if axis.recipe])
     asked = asked_of_matrix(session, found)
-    return [*said, *(protocol.said(asked) if asked else [])]
+    return protocol.beside(asked) if asked else []
 
 
 def _answer(

@@ -91,9 +91,8 @@ def _evaluations(found: Matrix) -> list[str]:
 
 
 def _cautions(session: Session, found: Matrix) -> list[str]:
-    said = results.cautions(session, [str(axis.recipe) for axis in found.columns])
     asked = asked_of_matrix(session, found)
-    return [*said, *(protocol.said(asked) if asked else [])]
+    return protocol.beside(asked) if asked else []
 
 
 def _reference(found: Matrix, wanted: str | None) -> Axis | None:

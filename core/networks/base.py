@@ -46,12 +46,10 @@ class Network(Kind, ABC):
             first = self.scaling()
             rows = [layer.modules(shape) for layer, shape in with_shapes(self.layers(), self.input_shape)]
             modules = ([] if first is None else [first]) + [module for row in rows for module in row]
-        module = nn.Sequential(*modules).eval()
-        self._check(module)
-        return module.to_empty(device="cpu")
+        return nn.Sequential(*modules).eval().to_empty(device="cpu")
 
-    def _check(self, module: nn.Module) -> None:
-        """Let one image through a module without data, which computes shapes only.
+    def check(self) -> None:
+        """Let one image without data through the network, which computes shapes only.
 
         Raises:
             SpecError: the image does not pass, or what comes out is not a logit for each class.
@@ -60,7 +58,7 @@ class Network(Kind, ABC):
 
         image = torch.empty(1, *self.input_shape, device="meta")
         try:
-            out = tuple(module(image).shape)
+            out = tuple(self.blank().to("meta")(image).shape)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise SpecError(

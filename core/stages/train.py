@@ -73,6 +73,7 @@ class Train(Stage):
         """Return weights and curve, from the newest sound checkpoint where there is one."""
         from core.training import train, weights_to_bytes
 
+        self.network.check()
         data = self.data(context)
 
         def attempt(resume: bytes | None) -> Any:

@@ -133,8 +133,10 @@ class TestOneJob:
         url = f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'gauntlet.db')}"
         make_job = routes.make_job
 
-        def in_two_transactions(service: Any, suite: Any, job: Any, key: tuple[str, str] | None = None) -> int:
-            job_id = make_job(service, suite, job)
+        def in_two_transactions(
+            service: Any, suite: Any, job: Any, key: tuple[str, str] | None = None, execution: Any = None
+        ) -> int:
+            job_id = make_job(service, suite, job, execution=execution)
             with service.database.write() as session:
                 idempotency.tie(session, *(key or ("", "")), job_id)
             return job_id

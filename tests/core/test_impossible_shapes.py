@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from core.datasets import DATASETS
+from core.defenses.natural import Natural
 from core.errors import SpecError
 from core.layers import Conv, Dense, Layer
 from core.networks.base import Network
+from core.networks.mnist_cnn import MnistCnn
 from core.plan import _network
+from core.stages.train import Train
+from core.training import Training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -76,9 +80,14 @@ def test_the_plan_refuses(network: type[Network], says: str) -> None:
         (OtherLogits, "gives (12,) for an image, not 10 logits"),
     ],
 )
-def test_building_it_refuses(network: type[Network], says: str) -> None:
+def test_the_stage_refuses(network: type[Network], says: str) -> None:
     """What the plan could not see fails the stage at once, with a sentence: torch's own error would be tried thrice."""
+    ours = DATASETS["mnist-mini"]()
+    train = Train(
+        defense=Natural(), network=MnistCnn(), training=Training(iterations=1), dataset=ours.kind,
+        dataset_sha256=ours.sha256,
+    )  # fmt: skip
     with pytest.raises(SpecError) as refused:
-        network().build(0)
+        train.model_copy(update={"network": network()}).run(None)
     assert says in str(refused.value)
     assert refused.value.path == ("network",)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Processes, children, wait_until
+from tests.processes import Processes, wait_until
 from tests.worker import specs
 from worker import app
 from worker.__main__ import EXIT_NO_CHILD
@@ -19,7 +19,13 @@ from worker.app import Child, Children
 
 ANSWERS = "import socket; line = socket.socket(fileno=0)\nwhile line.recv(1): line.sendall(b'!')"
 DIES_AT_A_BELL = "import socket; socket.socket(fileno=0).recv(1)"
-BUSY = "import socket, time; line = socket.socket(fileno=0)\nwhile line.recv(1): time.sleep(600)"
+FIRST_NEVER_ANSWERS = """
+import os, socket
+line = socket.socket(fileno=0)
+while line.recv(1):
+    if os.environ["CUDA_VISIBLE_DEVICES"] != "0":
+        line.sendall(b"!")
+"""
 
 
 @pytest.fixture
@@ -88,11 +94,9 @@ def test_a_worker_without_children_exits(tmp_path: Path) -> None:
 
 def test_returns_when_one_is_idle() -> None:
     """Work is what a bell waits for, as long as every child has some; it does not wait for the others."""
-    crew = Children([sys.executable, "-c", ANSWERS])
-    crew.start([], 2)
+    crew = Children([sys.executable, "-c", FIRST_NEVER_ANSWERS])
+    crew.start(["0", "1"], 1)
     try:
-        crew._children[0]._command[-1] = BUSY
-        os.kill(wait_until("a child", lambda: children(os.getpid()))[0], signal.SIGKILL)
         for child in crew._children:
             line_of(child)
         rings = [threading.Thread(target=crew.work, daemon=True) for _ in range(3)]
@@ -101,8 +105,6 @@ def test_returns_when_one_is_idle() -> None:
             ring.join(20)
             assert not ring.is_alive()
     finally:
-        for pid in children(os.getpid()):
-            os.kill(pid, signal.SIGTERM)
         crew.stop()
 
 

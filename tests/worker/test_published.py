@@ -50,5 +50,5 @@ def test_a_job_that_is_no_suite_fails_to_publish(tmp_path: Path) -> None:
         assert service.wait(120) != 0
     finally:
         service.end()
-    assert "no job of the suite job.yaml" in service.log
+    assert "there is no suite 'job.yaml'" in service.log
     assert not (tmp_path / "out").exists()
