@@ -253,7 +253,7 @@ class TestOtherKinds:
         train = small_house.post({"kind": "train", "dataset": "mnist-mini", "defense": NATURAL})
         for target in ({"key": train["stages"][0]["key"]}, {"dataset": "mnist-mini", "defense": NATURAL}):
             answer = small_house.client.post("/jobs", json={"kind": "evaluate", "targets": [target]})
-            assert answer.status_code == 422
+            assert answer.status_code == 404
 
     def test_models_of_two_datasets(self, small_house: House):
         for dataset in ("mnist", "mnist-mini"):

@@ -127,8 +127,7 @@ class TestShape:
         del body["defense"]
         planned = house.plan(body)["cautions"]
         house.post(body)
-        (said,) = house.get(WHITEBOX)["cautions"]
-        assert "ill-conditioned" in said
+        (said,) = (line for line in house.get(WHITEBOX)["cautions"] if "ill-conditioned" in line)
         assert said in planned, "in the same words as before it ran"
 
 
