@@ -198,6 +198,7 @@ def test_weights_that_an_earlier_file_left_behind_stay_there(
     assert "left out: 2 weights" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_memory_allowed_is_recorded(tmp_path: Path):
     with memory_for(3):
         assert run_to(tmp_path / "x.zip") == 0

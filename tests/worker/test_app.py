@@ -108,6 +108,7 @@ def test_returns_when_one_is_idle() -> None:
         crew.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("worker-embedded")
 def test_two_slots(tmp_path: Path, sqlite_template: Path) -> None:
     """Two stages at a time; where one's process is killed, the other goes on, and the first is taken up again."""

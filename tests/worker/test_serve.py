@@ -117,6 +117,7 @@ def test_a_service_and_its_processes(tmp_path: Path, default_port_taken: None) -
         service.end()
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tmp_path: Path) -> None:
     """Its parts end with it. The next goes on from what is there, also after everything was killed at once.
 

@@ -49,6 +49,7 @@ def spoil(code: Path, how: str) -> str:
     return "this stage was planned by another version of the code"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["no files", "older", "much older"])
 def test_beside_a_healthy_worker(service: Processes, other_code: Path, how: str) -> None:
     """It gives back what it claims while the other is busy, and says so, as does the stage; then the other does it."""
@@ -89,6 +90,7 @@ def test_alone(service: Processes, other_code: Path) -> None:
     assert len(stage["attempts"]) == 1
 
 
+@pytest.mark.slow
 def test_alone_with_other_code(service: Processes, other_code: Path) -> None:
     """It waits for a worker of the right code, which may be on its way, and says so."""
     spoil(other_code, "older")
