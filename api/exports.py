@@ -26,17 +26,17 @@ def to_csv(matrix: MatrixReply) -> str:
             writer.writerow(
                 [
                     matrix.matrix, scope and scope.dataset, scope and scope.device, scope and scope.images,
-                    matrix.pairing, _inert(row.label), _inert(column.label),
+                    matrix.pairing, inert(row.label), inert(column.label),
                     "" if cell.accuracy is None else cell.accuracy, low, high, cell.n, cell.n_correct,
                     " ".join(str(seed.seed) for seed in cell.seeds), cell.n_seeds,
-                    "" if cell.spread is None else cell.spread, cell.whitebox, _inert(cell.reason or ""), row.key,
-                    column.key, _inert(scope.note if scope else ""), _inert("; ".join(matrix.cautions)),
+                    "" if cell.spread is None else cell.spread, cell.whitebox, inert(cell.reason or ""), row.key,
+                    column.key, inert(scope.note if scope else ""), inert("; ".join(matrix.cautions)),
                 ]
             )  # fmt: skip
     return text.getvalue()
 
 
-def _inert(text: str) -> str:
+def inert(text: str) -> str:
     """Return text that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
@@ -138,7 +138,7 @@ def paper_csv(table: PaperReply) -> str:
     writer.writerow(PAPER_COLUMNS)
     scope = table.scope
     head = [table.table, table.suite, table.protocol, scope.dataset, scope.device, scope.images]
-    tail = [_inert(text) for text in (scope.note, "; ".join(table.reductions), "; ".join(table.cautions))]
+    tail = [inert(text) for text in (scope.note, "; ".join(table.reductions), "; ".join(table.cautions))]
     for row, cells in zip(table.rows, table.cells, strict=True):
         for column, cell in zip(table.columns, cells, strict=True):
             for ours in cell.measured:

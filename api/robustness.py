@@ -75,7 +75,7 @@ class RobustnessReply(Reply):
     models: list[RobustReply]
     """One per model."""
     others: list[ScopeReply]
-    """Other scopes that have results; narrow with dataset=, device=, limit= or job=."""
+    """Other scopes that have results; narrow with dataset=, device=, images= or job=."""
     reason: str | None
     """Why the table is empty."""
     cautions: list[str]
@@ -183,25 +183,27 @@ def as_matrix(table: RobustnessReply) -> MatrixReply:
 
 
 COLUMNS = ("label", "recipe", "seed", "n", "n_correct", "accuracy", "low", "high", "attacks", "reference", "only_this",
-           "only_reference", "p_value", "reason")  # fmt: skip
+           "only_reference", "p_value", "reason", "note", "cautions")  # fmt: skip
 
 
 def to_csv(table: RobustnessReply) -> str:
-    """Return one line per model and seed: its worst case, and the pair with the reference."""
+    """Return one line per model and seed: its worst case, and the pair with the reference; one more for the reason."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
+    tail = [exports.inert(table.scope.note if table.scope else ""), exports.inert("; ".join(table.cautions))]
+    reference = exports.inert(table.reference or "")
     for model in table.models:
         pairs = {pair.seed: pair for pair in model.paired}
-        label = f"'{model.label}" if model.label[:1] in ("=", "+", "-", "@") else model.label
+        label = exports.inert(model.label)
         for seed in model.seeds:
             pair = pairs.get(seed.seed)
             against: list[Any] = [pair.only_this, pair.only_reference, pair.p_value] if pair else ["", "", ""]
             writer.writerow([label, model.recipe, seed.seed, seed.n, seed.n_correct, seed.accuracy, *seed.interval,
-                             table.counted, table.reference, *against, ""])  # fmt: skip
-        if not model.seeds:
-            empty = [""] * (len(COLUMNS) - 3)
-            writer.writerow([label, model.recipe, *empty, model.worst.reason])
+                             table.counted, reference, *against, "", *tail])  # fmt: skip
+        if model.worst.reason:
+            empty = [""] * (len(COLUMNS) - 2 - 1 - len(tail))
+            writer.writerow([label, model.recipe, *empty, exports.inert(model.worst.reason), *tail])
     return text.getvalue()
 
 

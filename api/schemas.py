@@ -211,7 +211,7 @@ class AttemptReply(Reply):
     ended_at: float | None
     """When it ended; null while it runs."""
     outcome: str | None
-    """succeeded, failed, cancelled, released or lost; null while it runs."""
+    """succeeded, failed, cancelled, released, refused or lost; null while it runs."""
     error: ErrorDetail | None
     """What went wrong."""
 
@@ -268,7 +268,7 @@ class StageDetail(StageBase):
     failures: int
     """Attempts of this life that ended in an error."""
     losses: int
-    """Attempts of this life that were lost with their worker."""
+    """Attempts of this life that were lost with their worker or its device."""
     error: ErrorDetail | None
     """The latest failure."""
     attempts: list[AttemptReply]

@@ -57,22 +57,21 @@ class Service:
             device = "cuda" if workers.has_live_cuda(session, self.alive_seconds) else "cpu"
         return Execution.on(device, self.settings.cpu_threads)
 
-    def require_dataset(self, job: Job) -> None:
-        """Return where the job's dataset can be had.
+    def require_dataset(self, job: Job, name: str) -> None:
+        """Return where the dataset that the job names, or its models were trained on, can be had.
 
         Raises:
             SpecError: its files are absent and may not be downloaded.
         """
-        if isinstance(job, EvaluateJob) or (isinstance(job, FigureJob) and not job.trains):
-            return
-        name = getattr(job, "dataset", None)
-        dataset = DATASETS[str(name)]()
+        by_models = "targets" if isinstance(job, EvaluateJob) else "models"
+        named = not isinstance(job, EvaluateJob) and (not isinstance(job, FigureJob) or job.trains)
+        dataset = DATASETS[name]()
         missing = dataset.missing(self.settings.data_dir)
         if missing and not self.settings.data_download:
             installed = [kind for kind, cls in DATASETS.items() if not cls().missing(self.settings.data_dir)]
             raise SpecError(
                 f"the dataset {name} is not installed ({missing[0]} is missing): {dataset.remedy}",
-                ("dataset",), installed,
+                ("dataset" if named else by_models,), installed,
             )  # fmt: skip
 
 

@@ -32,11 +32,11 @@ from core.execution import Execution
 from core.jobs import AnyJob, BenchmarkJob, Job
 from core.plan import Plan, PlannedStage, plan
 from core.provenance import device_class, environment, made_in, require_device
-from core.resolve import resolved
 from core.stages import AnyStage, Stage
 from core.stages.base import Finished
 from core.stages.train import Train
 from core.suites import expand_suite
+from core.understood import understood
 
 CHECKPOINT_SECONDS = 60.0
 FAILED = 1
@@ -311,7 +311,7 @@ def manifest(asked: Job, suite: str, planned: Plan, folder: Folder, origin: dict
     job = JobEntry.model_validate(
         {
             "kind": "benchmark", "name": asked.name, "suite": suite, "tags": asked.tags,
-            "spec": resolved(asked, planned.dataset).model_dump(mode="json", exclude_none=True),
+            "spec": understood(asked, planned).model_dump(mode="json", exclude_none=True),
             "pairing": planned.pairing, "dataset": planned.dataset, "device": planned.device, "models": models,
             "stages": list(found),
         }

@@ -59,6 +59,7 @@ def unsound(store: ArtifactStore, kept: Sequence[str]) -> dict[str, str]:
 def repair(database: Database, store: ArtifactStore) -> list[str]:
     """Return what was done about every artifact that is missing or altered: what made it runs again."""
     with database.read() as session:
+        unhurried(session)
         kept = sorted(referenced(session))
     done: list[str] = []
     for sha256 in kept:
@@ -67,7 +68,9 @@ def repair(database: Database, store: ArtifactStore) -> list[str]:
         except ArtifactCorrupt as error:
             with database.write() as session:
                 lost.withdraw_artifact(session, sha256, str(error))
-            done.append(f"{error}: the result that had it is withdrawn and runs again when a job wants it")
+            done.append(f"{error}: a result that had it runs again when a job wants it, a checkpoint is forgotten")
+        except StoreAway as error:
+            return [*done, f"artifact {sha256} and those after it could not be checked: {error}"]
     return done
 
 

@@ -49,7 +49,7 @@ def gauges(session: Session, alive_seconds: float, keeper: str) -> list[Gauge]:
         Gauge("gauntlet_workers", "Live workers by device class.", ("device",), rows["workers"]),
         Gauge("gauntlet_ready_age_seconds", "Since the oldest ready stage was asked for.", ("queue",), rows["oldest"]),
         Gauge(
-            "gauntlet_attempts_total", "Attempts that ended; lost ones were reaped, released and lost ones run again.",
+            "gauntlet_attempts_total", "Attempts that ended; released, refused and lost ones run again.",
             ("outcome",), ended, "counter",
         ),
         Gauge("gauntlet_keeper_up", "Whether a keeper holds its lease.", (), [(int((left or -1.0) > 0),)]),

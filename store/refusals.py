@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from store import stages
 from store.database import db_now
-from store.models import Attempt, Stage, StageState, Worker
+from store.models import Attempt, Stage, Worker
 from store.stages import REFUSED, Bell, StaleFence
 
 REMEMBERED_SECONDS = 300.0
@@ -32,9 +32,7 @@ def refuse(
         StaleFence: the claim is lost; nothing was written.
     """
     held = session.execute(
-        select(Stage.queue, Stage.dataset, Stage.lease_owner)
-        .where(Stage.id == stage_id, Stage.fence == fence, Stage.state == StageState.RUNNING)
-        .with_for_update()
+        select(Stage.queue, Stage.dataset, Stage.lease_owner).where(stages.is_held(stage_id, fence)).with_for_update()
     ).one_or_none()
     if held is None:
         raise StaleFence

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from store.database import db_now, insert_for
@@ -51,9 +51,10 @@ def live_queues(session: Session, alive_seconds: float) -> set[str]:
 
 
 def has_live_cuda(session: Session, alive_seconds: float) -> bool:
-    """Return whether a live worker that goes on owns a CUDA device."""
+    """Return whether a live worker that goes on takes the stages of a CUDA device."""
     alive = (Worker.seen_at > db_now() - alive_seconds, Worker.draining.is_(False))
-    return bool(session.scalar(select(func.count()).where(Worker.device == "cuda", *alive)))
+    rows = session.scalars(select(Worker.queues).where(Worker.device == "cuda", *alive))
+    return any("gpu" in queues for queues in rows)
 
 
 def forget_old(session: Session) -> None:

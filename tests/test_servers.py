@@ -104,11 +104,18 @@ def test_redis_restarts_empty_on_its_port() -> None:
         assert client.ping()
 
 
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def wait_gone(*pids: int, seconds: float = 10.0) -> list[int]:
     """Return the processes that still run after a while; zombies, which init may leave lying, do not."""
     deadline = time.monotonic() + seconds
     while True:
-        alive = [p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE]
+        alive = [pid for pid in pids if runs(pid)]
         if not alive or time.monotonic() > deadline:
             return alive
         time.sleep(0.05)

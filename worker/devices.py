@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Callable
 
-from core.provenance import device_class, device_name, processor_name
+from core.provenance import device_class, device_name
 from store.broker import QUEUES
 from store.settings import Settings
 
-__all__ = ["computes", "device_class", "device_name", "processor_name", "queues"]
+__all__ = ["computes", "device_class", "device_name", "queues"]
 log = logging.getLogger(__name__)
 
 

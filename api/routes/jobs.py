@@ -254,8 +254,9 @@ def parse_job(body: Any) -> tuple[str | None, Job]:
 
 def _planned(service: Service, session: Session, job: Job, execution: Execution | None = None) -> Plan:
     """Return the plan of a job, executed as given, else as the job and the service say."""
-    service.require_dataset(job)
-    return plan(job, execution or service.execution(session, job), jobs.TrainedModels(session))
+    planned = plan(job, execution or service.execution(session, job), jobs.TrainedModels(session))
+    service.require_dataset(job, planned.dataset)
+    return planned
 
 
 def _execution(rows: Sequence[tuple[Stage, bool]]) -> Execution | None:

@@ -98,14 +98,14 @@ def blackbox_matrix(
 
 def _whitebox(session: Session, query: MatrixQuery) -> MatrixReply:
     found = results.whitebox(session, query.filters())
-    return views.matrix("whitebox", found, {}, _cautions(session, found))
+    return views.matrix("whitebox", found, {}, cautions_of(session, found))
 
 
 def _blackbox(session: Session, query: MatrixQuery) -> MatrixReply:
     filters = query.filters()
     found = results.blackbox(session, filters)
     strength = results.self_strength(session, filters, found.scope) if found.scope else {}
-    return views.matrix("blackbox", found, strength, _cautions(session, found))
+    return views.matrix("blackbox", found, strength, cautions_of(session, found))
 
 
 def _require(session: Session, query: MatrixQuery) -> None:
@@ -114,7 +114,7 @@ def _require(session: Session, query: MatrixQuery) -> None:
     require_labels(session, query.label)
 
 
-def _cautions(session: Session, found: Matrix) -> list[str]:
+def cautions_of(session: Session, found: Matrix) -> list[str]:
     """Return what is known against believing the table: of its models, and how they and it differ from the paper's."""
     asked = asked_of_matrix(session, found)
     return protocol.beside(asked) if asked else []

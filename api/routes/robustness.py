@@ -4,19 +4,18 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy.orm import Session
 
 from api import robustness
-from api.errors import RESPONSES, Invalid, NotFound, QueryText
+from api.errors import RESPONSES, Invalid, QueryText
+from api.filters import require_job, require_labels, require_suite
 from api.forms import FORMS, Accept, Form, IfNoneMatch, answer
 from api.robustness import RobustnessReply
+from api.routes.results import cautions_of
 from api.service import ServiceDep
-from core import protocol
 from core.errors import SpecError
 from core.fields import MAX_SEED
 from core.jobs import DatasetName
-from store import jobs, results
-from store.protocol import asked_of_matrix
+from store import results
 from store.results import Axis, Filters, Matrix
 from store.robustness import bits_of
 
@@ -39,7 +38,7 @@ class RobustnessQuery(BaseModel):
     """Dataset."""
     device: Literal["cpu", "cuda"] | None = None
     """Device class."""
-    limit: Annotated[int, Field(ge=1)] | None = None
+    images: Annotated[int, Field(ge=1)] | None = None
     """Test images behind each evaluation."""
     label: list[QueryText] = []
     """Only these models; may be repeated."""
@@ -53,7 +52,7 @@ class RobustnessQuery(BaseModel):
     def filters(self) -> Filters:
         """Return the query as the store takes it."""
         return Filters(
-            job=self.job, suite=self.suite, dataset=self.dataset, device=self.device, limit=self.limit,
+            job=self.job, suite=self.suite, dataset=self.dataset, device=self.device, limit=self.images,
             labels=tuple(self.label), seeds=tuple(self.seed),
         )  # fmt: skip
 
@@ -67,11 +66,12 @@ def robust(
 ) -> Response:
     """Answer with each model's worst case over the white-box attacks on it, example by example, and pairs of models."""
     with service.database.read() as session:
-        if query.job is not None and jobs.by_id(session, query.job) is None:
-            raise NotFound(f"there is no job {query.job}")
+        require_job(session, query.job)
+        require_suite(session, query.suite)
+        require_labels(session, query.label)
         found = results.whitebox(session, query.filters())
         bits = bits_of(session, _evaluations(found))
-        cautions = _cautions(session, found)
+        cautions = cautions_of(session, found)
     reply = robustness.reply(found, _reference(found, query.reference), bits, service.store.get, cautions)
     return answer(reply, robustness.WRITERS, query.format, accept, if_none_match)
 
@@ -88,11 +88,6 @@ def _evaluations(found: Matrix) -> list[str]:
             f"this table is over {number} evaluations, more than {MAX_EVALUATIONS}; narrow it with job=, label=, seed="
         )
     return [count.evaluation for cell in found.cells.values() for count in cell.counts]
-
-
-def _cautions(session: Session, found: Matrix) -> list[str]:
-    asked = asked_of_matrix(session, found)
-    return protocol.beside(asked) if asked else []
 
 
 def _reference(found: Matrix, wanted: str | None) -> Axis | None:

@@ -47,7 +47,7 @@ class Samples(Stage):
             first, second = torch.cat(list(portion.over(len(labels), steps)), dim=1)
         shown = {name: step.to("cpu", torch.float32, memory_format=torch.contiguous_format)
                  for name, step in zip(STEPS, (clean, first, second), strict=True)}  # fmt: skip
-        seen = {name: predict(model, step, self.execution).tolist() for name, step in shown.items()}
+        seen = {name: predict(model, step, self.execution, portion).tolist() for name, step in shown.items()}
         payload = {
             "dataset": spec.dataset, "n": len(labels), "steps": self.path.label(), "positions": positions.tolist(),
             "labels": labels.tolist(), "predictions": seen,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from core.fields import Count
 from core.ranges import Radii, RadiusAttack
-from core.stages.base import Context, Outcome, Stage
+from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.stages.train import loaded
 
 
@@ -27,16 +27,19 @@ class Sweep(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Return n, and the number classified correctly at every radius."""
-        from core.evaluation import craft, predict
+        from core.evaluation import PORTION, craft, predict
+        from core.portions import Portion
 
+        portion = Portion(PORTION[self.execution.device], context.log)
         spec, model, images, labels = loaded(context, self.target, self.execution, self.limit)
         counts: list[int] = []
         for eps in self.eps:
             attack = type(self.attack).model_validate({**self.attack.model_dump(), "eps": eps})
             adversarial = images if eps == 0 else craft(
                 attack, model, images, labels, self.execution,
-                smoothing=spec.defense.label_smoothing, monitor=context.monitor,
+                smoothing=spec.defense.label_smoothing, monitor=context.monitor, portion=portion,
             )  # fmt: skip
-            counts.append(int((predict(model, adversarial, self.execution) == labels).sum()))
+            counts.append(int((predict(model, adversarial, self.execution, portion) == labels).sum()))
         radii = self.model_dump(mode="json")["eps"]
-        return Outcome({"dataset": spec.dataset, "n": len(labels), "eps": radii, "n_correct": counts})
+        payload = {"dataset": spec.dataset, "n": len(labels), "eps": radii, "n_correct": counts}
+        return Outcome(payload, environment=micro_batch(portion.lowered))
