@@ -210,7 +210,8 @@ class WorkerProcess:
         left = self._settings.lease_seconds - watch.since_renewal()
         if left < margin and watch.stop("lost"):
             log.warning("stage %s is stopped: its lease could not be renewed", watch.claim.key[:12])
-        if self._watch is watch and (left < margin / 4 or watch.overdue(GRACE_SECONDS, DRAIN_SECONDS)):
+        ended = left < margin / 4 and watch.overdue(margin / 2, margin / 2)  # a process that was paused has just heard
+        if self._watch is watch and (ended or watch.overdue(GRACE_SECONDS, DRAIN_SECONDS)):
             log.error("stage %s did not stop when told to; ending this process", watch.claim.key[:12])
             self._end(watch, left)
 
