@@ -670,7 +670,9 @@ class TestKeeping:
         self.register(database, "a")
         with database.write() as session:
             session.execute(update(Worker).values(device="cuda"))
-            assert (workers.live_queues(session, 35.0), workers.has_live_cuda(session, 35.0)) == ({"cpu"}, True)
+            assert not workers.has_live_cuda(session, 35.0), "it has the device, and takes none of its stages"
+            session.execute(update(Worker).values(queues=["gpu", "cpu"]))
+            assert (workers.live_queues(session, 35.0), workers.has_live_cuda(session, 35.0)) == ({"gpu", "cpu"}, True)
             workers.report(session, "a", None, draining=True)
             assert (workers.live_queues(session, 35.0), workers.has_live_cuda(session, 35.0)) == (set(), False)
 
