@@ -34,6 +34,8 @@ from tests.processes import Processes, wait_until
 from tests.servers import PostgresServer, RedisServer
 from worker.devices import device_class, device_name
 
+MOST_SEEDS = 100
+"""What the API takes in one job."""
 DEFAULTS = {
     "HEARTBEAT_SECONDS": "10", "LEASE_SECONDS": "60", "KEEPER_SECONDS": "1", "CHECKPOINT_SECONDS": "60",
     "CPU_THREADS": "1",
@@ -58,8 +60,9 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def training(number: int, many: int = 1) -> dict[str, Any]:
     """Return a job of trainings, one iteration each, that nobody has asked for."""
     return {
-        "kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}, "device": "cpu",
-        "training": {"iterations": 1, "batch_size": 2}, "seeds": list(range(number, number + many)),
+        "kind": "train", "dataset": "mnist-mini", "device": "cpu", "training": {"iterations": 1, "batch_size": 2},
+        "defenses": [{"kind": "natural", "label_smoothing": i / 1000} for i in range(math.ceil(many / MOST_SEEDS))],
+        "seeds": list(range(number, number + min(many, MOST_SEEDS))),
     }  # fmt: skip
 
 

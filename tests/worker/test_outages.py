@@ -240,7 +240,7 @@ def embedded(tmp_path: Path, sqlite_template: Path) -> Iterator[Processes]:
 
 def test_disk_full(embedded: Processes) -> None:
     """The database, the artifacts, the spool and the messages have no room: the job waits, a new one is refused."""
-    spec, other = specs.white_box(iterations=60), specs.training(3)
+    spec, other = specs.white_box(iterations=300), specs.training(3)
     state = Path(embedded.environment["STATE_DIR"])
     job = embedded.post(spec)
     embedded.running_at(embedded.stage(job)["key"], done=1)
