@@ -244,10 +244,13 @@ def test_disk_full(embedded: Processes) -> None:
     state = Path(embedded.environment["STATE_DIR"])
     job = embedded.post(spec)
     embedded.running_at(embedded.stage(job)["key"], done=1)
+
+    def refuses() -> bool:
+        fill(state.parent)  # again: the worker's unfinished checkpoint gives back what it took
+        return answer(embedded, "POST", "/jobs", json=other).status_code == 503
+
+    wait_until("a new job is refused", refuses, every=0)
     ballast = fill(state.parent)
-    wait_until(
-        "a new job is refused", lambda: answer(embedded, "POST", "/jobs", json=other).status_code == 503, every=0
-    )
     assert refused(embedded, "POST", "/jobs", json=other)
     assert embedded.client.job(job["id"])["state"] == "running"  # reading goes on
     time.sleep(OUTAGE + float(embedded.environment["LEASE_SECONDS"]))
