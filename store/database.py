@@ -6,8 +6,9 @@ busy_timeout. Lease arithmetic uses `db_now()`, the database's clock, never a pr
 
 import json
 import math
+import re
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
+_HALVES = re.compile("[\ud800-\udfff]")
 _CUT_OFF_SECONDS = 10
 """A connection is given up when nothing has come back on it for so long: well within a lease."""
 _KEEPALIVE = {
@@ -54,6 +56,10 @@ def _postgres_now(*_: Any, **__: Any) -> str:
 
 def to_json(value: Any) -> str:
     """Return JSON text in which NaN and infinities are the strings "NaN", "Infinity" and "-Infinity"."""
+    with suppress(ValueError):
+        found = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        if "\\u0000" not in found and not _HALVES.search(found):
+            return found
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
 
 
@@ -74,10 +80,19 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def dialect_of(session: Session) -> str:
+    """Return which database the session is on: postgresql or sqlite."""
+    return session.get_bind().dialect.name
+
+
+def insert_in(dialect: str, table: Any) -> Any:
+    """Return INSERT in the words of a database, which alone know what to do on a conflict."""
+    return (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
+
+
 def insert_for(session: Session, table: Any) -> Any:
-    """Return INSERT in the words of the session's database, which alone know what to do on a conflict."""
-    build = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    return build(table)
+    """Return INSERT in the words of the session's database."""
+    return insert_in(dialect_of(session), table)
 
 
 def unhurried(session: Session) -> None:

@@ -1,42 +1,59 @@
 """What happened to a job, in order: appended under the job's row lock, so that `seq` has no gaps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
 from store.database import db_now
-from store.models import JOB_ENDED, Event, Job, JobStage
+from store.models import EVENTS, JOB_ENDED, JOB_STAGES, JOBS, Event
 
-
-def append(session: Session, job_id: int, kind: str, data: dict[str, Any]) -> None:
-    """Append one event to a job."""
-    seq = session.scalar(
-        update(Job).where(Job.id == job_id).values(last_event=Job.last_event + 1).returning(Job.last_event)
+_STAGES, _TOLD = bindparam("stages", expanding=True), bindparam("told", expanding=True)
+_WANTING = (
+    select(JOBS.c.id)
+    .where(
+        JOBS.c.id.in_(select(JOB_STAGES.c.job_id).where(JOB_STAGES.c.stage_id.in_(_STAGES))),
+        JOBS.c.state.not_in(JOB_ENDED),
     )
-    session.execute(insert(Event).values(job_id=job_id, seq=seq, at=db_now(), kind=kind, data=data))
+    .order_by(JOBS.c.id)
+)
+_LOCK, _LOCK_FREE = _WANTING.with_for_update(), _WANTING.with_for_update(skip_locked=True)
+_NUMBER = (
+    update(JOBS)
+    .where(JOBS.c.id.in_(_TOLD))
+    .values(last_event=JOBS.c.last_event + 1)
+    .returning(JOBS.c.id, JOBS.c.last_event)
+)
+_APPEND = insert(EVENTS).values(at=db_now())
+
+
+def first(session: Session, job_id: int, kind: str, data: dict[str, Any]) -> None:
+    """Write the first event of a job made in this transaction with `last_event` 1."""
+    session.execute(_APPEND, {"job_id": job_id, "seq": 1, "kind": kind, "data": data})
+
+
+def append(session: Session, job_ids: Sequence[int], kind: str, data: dict[str, Any]) -> None:
+    """Append one event to each of the locked jobs."""
+    if not job_ids:
+        return
+    numbers = session.execute(_NUMBER, {"told": job_ids}).all()
+    rows = [{"job_id": row.id, "seq": row.last_event, "kind": kind, "data": data} for row in sorted(numbers)]
+    session.execute(_APPEND, rows if len(rows) > 1 else rows[0])
 
 
 def lock_jobs(session: Session, stage_ids: Iterable[int], *, skip_locked: bool = False) -> list[int]:
     """Return the live jobs that want one of the stages, locked, in id order; maybe without those others hold."""
-    jobs = session.scalars(
-        select(Job.id)
-        .where(
-            Job.id.in_(select(JobStage.job_id).where(JobStage.stage_id.in_(list(stage_ids)))),
-            Job.state.not_in(JOB_ENDED),
-        )
-        .order_by(Job.id)
-        .with_for_update(skip_locked=skip_locked)
-    )
-    return list(jobs)
+    wanted = list(stage_ids)
+    if not wanted:
+        return []
+    return list(session.scalars(_LOCK_FREE if skip_locked else _LOCK, {"stages": wanted}))
 
 
 def tell_jobs(session: Session, stage_ids: Iterable[int], kind: str, data: dict[str, Any]) -> list[int]:
     """Append an event to every live job that wants one of the stages; return those jobs, locked, in id order."""
     jobs = lock_jobs(session, stage_ids)
-    for job_id in jobs:
-        append(session, job_id, kind, data)
+    append(session, jobs, kind, data)
     return jobs
 
 

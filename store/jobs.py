@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Table, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from core.attacks import Attack
@@ -15,20 +15,24 @@ from core.stages.train import Train
 from store import events
 from store.database import db_now, insert_for
 from store.models import (
+    EVALUATIONS,
     JOB_ENDED,
+    JOB_MODELS,
+    JOB_STAGES,
+    JOBS,
     LIVE,
-    Evaluation,
+    PARENTS,
+    STAGES,
     IdempotencyKey,
     Job,
     JobModel,
     JobStage,
     JobState,
     Stage,
-    StageParent,
     StageState,
     cell_of,
 )
-from store.stages import IS_TRAINED, Bell, recount, roll_up, unfinished_parents, wanted_by_live_job
+from store.stages import IS_TRAINED, Bell, recount, roll_up, wake, wanted_by_live_job
 
 CHUNK = 400
 """Rows per statement: below SQLite's and PostgreSQL's limits on bound parameters."""
@@ -49,31 +53,45 @@ class Submission:
     priority: int
 
 
+_LOCKED = (STAGES.c.id, STAGES.c.key, STAGES.c.state, STAGES.c.queue, STAGES.c.priority, STAGES.c.cancel_requested)
+_KEYS, _IDS = bindparam("keys", expanding=True), bindparam("ids", expanding=True)
+_OF_KEYS = select(STAGES.c.id, STAGES.c.key, STAGES.c.state).where(STAGES.c.key.in_(_KEYS))
+_LOCK_KEYS = select(*_LOCKED).where(STAGES.c.key.in_(_KEYS)).order_by(STAGES.c.id).with_for_update()
+_LOCK_IDS = select(*_LOCKED).where(STAGES.c.id.in_(_IDS)).order_by(STAGES.c.id).with_for_update()
+_JOB = insert(JOBS).values(created_at=db_now()).returning(JOBS.c.id)
+
+
 def submit(session: Session, wanted: Submission, plan: Plan) -> tuple[int, list[Bell]]:
     """Return the id of a new job that shares every stage already known, and the bells of its ready stages."""
     ordered = sorted(plan.stages.values(), key=lambda stage: (stage.depth, stage.key))
     _insert_missing(session, ordered, plan.device, wanted.priority)
-    ids = _lock(session, [stage.key for stage in ordered])
+    found = _lock(session, [stage.key for stage in ordered])
+    ids = {key: row.id for key, row in found.items()}
     _insert_edges(session, ordered, ids)
+    unfinished = sum(row.state != StageState.SUCCEEDED for row in found.values())
     job_id = session.scalar(
-        insert(Job)
-        .values(
-            kind=wanted.kind, name=wanted.name, suite=wanted.suite, tags=wanted.tags, spec=wanted.spec,
-            state=JobState.QUEUED, priority=wanted.priority, pairing=plan.pairing, created_at=db_now(), unfinished=0,
-        )
-        .returning(Job.id)
+        _JOB,
+        {
+            "kind": wanted.kind, "name": wanted.name, "suite": wanted.suite, "tags": wanted.tags, "spec": wanted.spec,
+            "state": JobState.QUEUED, "priority": wanted.priority, "pairing": plan.pairing, "unfinished": unfinished,
+            "last_event": 1,
+        },
     )  # fmt: skip
     assert job_id is not None  # noqa: S101 - INSERT ... RETURNING returns a row
-    found = _found(session, list(ids.values()))
-    _attach(session, job_id, ids, plan, found)
-    wanting = [row.id for row in found.values() if _wants_life(row, wanted.priority)]
-    revived, lifted = _revive(session, wanting, wanted.priority)
-    bells = _open(session, list(ids.values()))
-    events.append(session, job_id, "job.queued", {"stages": len(ids)})
+    events.first(session, job_id, "job.queued", {"stages": len(ids)})
+    _attach(session, job_id, plan, found)
+    revived, lifted = _revive(
+        session, [row.id for row in found.values() if _wants_life(row, wanted.priority)], wanted.priority
+    )
+    bells = [Bell(row.id, row.queue) for row in found.values() if row.state == StageState.READY]
+    blocked = [row.id for row in found.values() if row.state == StageState.BLOCKED]
+    for chunk in chunks(sorted([*blocked, *revived])):
+        bells += wake(session, chunk)
     if any(row.state == StageState.RUNNING for row in found.values()):
         _join_running(session, job_id)
     others = [waiting for waiting in events.lock_jobs(session, revived + lifted) if waiting != job_id]
-    recount(session, [*others, job_id])
+    if others:
+        recount(session, others)
     for waiting in others:
         roll_up(session, waiting)  # a cancelled job waits no longer for a stage that now goes on
     if not bells:  # what is ready keeps a job alive
@@ -81,23 +99,25 @@ def submit(session: Session, wanted: Submission, plan: Plan) -> tuple[int, list[
     return job_id, bells
 
 
-def _chunks(rows: Sequence[Any]) -> list[Sequence[Any]]:
+def chunks(rows: Sequence[Any]) -> list[Sequence[Any]]:
+    """Return the rows in parts, one for each statement."""
     return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
-def _insert_ignore(session: Session, table: Any, rows: Sequence[dict[str, Any]]) -> None:
-    for chunk in _chunks(rows):
-        session.execute(insert_for(session, table).on_conflict_do_nothing(), chunk)
+def _insert_ignore(session: Session, table: Table, rows: Sequence[dict[str, Any]], **more: Any) -> None:
+    """Insert the rows that are not there yet, `more` in each of them."""
+    for chunk in chunks(rows):
+        insertion = insert_for(session, table).values(**more) if more else insert_for(session, table)
+        session.execute(insertion.on_conflict_do_nothing(), chunk if len(chunk) > 1 else chunk[0])
 
 
 def _insert_missing(session: Session, ordered: Sequence[PlannedStage], device: str, priority: int) -> None:
     """Insert the stages nobody has asked for yet, in one order for everyone: (depth, key)."""
-    now = session.scalar(select(db_now()))
-    rows = [_stage_row(stage, device, priority, now or 0.0) for stage in ordered]
-    _insert_ignore(session, Stage, rows)
+    rows = [_stage_row(stage, device, priority) for stage in ordered]
+    _insert_ignore(session, STAGES, rows, created_at=db_now())
 
 
-def _stage_row(stage: PlannedStage, device: str, priority: int, now: float) -> dict[str, Any]:
+def _stage_row(stage: PlannedStage, device: str, priority: int) -> dict[str, Any]:
     train = stage.spec if isinstance(stage.spec, Train) else None
     return {
         "key": stage.key,
@@ -111,35 +131,25 @@ def _stage_row(stage: PlannedStage, device: str, priority: int, now: float) -> d
         "state": StageState.BLOCKED,
         "priority": priority,
         "flop": stage.flop,
-        "created_at": now,
     }
 
 
-def _lock(session: Session, keys: Sequence[str]) -> dict[str, int]:
-    """Return key -> id of the stages, locked in id order, so that none completes unseen while we attach."""
-    rows: list[Any] = []
-    for chunk in _chunks(keys):
-        rows += session.execute(select(Stage.id, Stage.key).where(Stage.key.in_(chunk))).all()
-    ids = sorted(row.id for row in rows)
-    for chunk in _chunks(ids):
-        session.execute(select(Stage.id).where(Stage.id.in_(chunk)).order_by(Stage.id).with_for_update())
-    return {row.key: row.id for row in rows}
+def _lock(session: Session, keys: Sequence[str]) -> dict[str, Any]:
+    """Return key -> row of the stages, locked in id order, so that none completes unseen while we attach."""
+    if len(keys) <= CHUNK:
+        rows = session.execute(_LOCK_KEYS, {"keys": keys}).all()
+    else:  # in the order of ids over all of them
+        known = [row for chunk in chunks(keys) for row in session.execute(_OF_KEYS, {"keys": chunk})]
+        ids = sorted(row.id for row in known)
+        rows = [row for chunk in chunks(ids) for row in session.execute(_LOCK_IDS, {"ids": chunk})]
+    return {row.key: row for row in rows}
 
 
 def _insert_edges(session: Session, ordered: Sequence[PlannedStage], ids: dict[str, int]) -> None:
     edges = [
         {"stage_id": ids[stage.key], "parent_id": ids[parent]} for stage in ordered for parent in stage.spec.parents()
     ]
-    _insert_ignore(session, StageParent, edges)
-
-
-def _found(session: Session, ids: Sequence[int]) -> dict[int, Any]:
-    """Return the locked stages as they are: state, priority, whether they are being cancelled."""
-    columns = (Stage.id, Stage.state, Stage.priority, Stage.cancel_requested)
-    found: dict[int, Any] = {}
-    for chunk in _chunks(ids):
-        found.update({row.id: row for row in session.execute(select(*columns).where(Stage.id.in_(chunk)))})
-    return found
+    _insert_ignore(session, PARENTS, edges)
 
 
 def _wants_life(row: Any, priority: int) -> bool:
@@ -151,21 +161,21 @@ def _wants_life(row: Any, priority: int) -> bool:
     )
 
 
-def _attach(session: Session, job_id: int, ids: dict[str, int], plan: Plan, found: dict[int, Any]) -> None:
+def _attach(session: Session, job_id: int, plan: Plan, found: dict[str, Any]) -> None:
+    ids = {key: row.id for key, row in found.items()}
     wants = [
         {
             "job_id": job_id,
             "stage_id": ids[stage.key],
             "position": position,
-            "reused": found[ids[stage.key]].state == StageState.SUCCEEDED,
+            "reused": found[stage.key].state == StageState.SUCCEEDED,
         }
         for position, stage in enumerate(plan.ordered)
     ]
-    for chunk in _chunks(wants):
-        session.execute(insert(JobStage), chunk)
+    _insert_ignore(session, JOB_STAGES, wants)
     models = _model_rows(job_id, "target", plan.targets, ids) + _model_rows(job_id, "substitute", plan.substitutes, ids)
-    _insert_ignore(session, JobModel, models)
-    _insert_ignore(session, Evaluation, _evaluation_rows(plan, ids))
+    _insert_ignore(session, JOB_MODELS, models)
+    _insert_ignore(session, EVALUATIONS, _evaluation_rows(plan, ids))
 
 
 def _model_rows(job_id: int, role: str, models: Sequence[Model], ids: dict[str, int]) -> list[dict[str, Any]]:
@@ -226,7 +236,7 @@ def _revive(session: Session, ids: Sequence[int], priority: int) -> tuple[list[i
     """
     revived: list[int] = []
     lifted: list[int] = []
-    for chunk in _chunks(ids):
+    for chunk in chunks(ids):
         revived += session.scalars(
             update(Stage)
             .where(Stage.id.in_(chunk), Stage.state.in_([StageState.FAILED, StageState.CANCELLED]))
@@ -252,26 +262,11 @@ def _join_running(session: Session, job_id: int) -> None:
         .order_by(JobStage.position)
     ).all()
     for stage in running:
-        events.append(session, job_id, "stage.running", {"key": stage.key, "title": stage.title})
+        events.append(session, [job_id], "stage.running", {"key": stage.key, "title": stage.title})
     if running:
         session.execute(
             update(Job).where(Job.id == job_id).values(state=JobState.RUNNING, started_at=db_now())
         )  # fmt: skip
-
-
-def _open(session: Session, ids: Sequence[int]) -> list[Bell]:
-    """Make ready the stages whose parents have all succeeded; return the bells of everything ready."""
-    bells: list[Bell] = []
-    for chunk in _chunks(ids):
-        session.execute(
-            update(Stage)
-            .where(Stage.id.in_(chunk), Stage.state == StageState.BLOCKED, ~unfinished_parents())
-            .values(state=StageState.READY)
-            .execution_options(synchronize_session=False)
-        )
-        ready = select(Stage.id, Stage.queue).where(Stage.id.in_(chunk), Stage.state == StageState.READY)
-        bells += [Bell(row.id, row.queue) for row in session.execute(ready)]
-    return bells
 
 
 def cancel(session: Session, job_id: int) -> JobState | None:
@@ -290,8 +285,8 @@ def cancel(session: Session, job_id: int) -> JobState | None:
     if state == JobState.CANCELLING or state in JOB_ENDED:
         return JobState(state)
     session.execute(update(Job).where(Job.id == job_id).values(cancel_requested=True, state=JobState.CANCELLING))
-    events.append(session, job_id, "job.cancelling", {})
-    for chunk in _chunks(locked):
+    events.append(session, [job_id], "job.cancelling", {})
+    for chunk in chunks(locked):
         unwanted = (Stage.id.in_(chunk), ~wanted_by_live_job(job_id))
         session.execute(
             update(Stage)
@@ -309,9 +304,24 @@ def cancel(session: Session, job_id: int) -> JobState | None:
     return JobState(session.scalar(select(Job.state).where(Job.id == job_id)) or JobState.CANCELLING)
 
 
+_BY_ID = select(Job).where(Job.id == bindparam("job")).execution_options(populate_existing=True)
+_STAGES_OF = (
+    select(Stage, JobStage.reused)
+    .join(JobStage, JobStage.stage_id == Stage.id)
+    .where(JobStage.job_id == bindparam("job"))
+    .order_by(JobStage.position)
+)
+_MODELS_OF = (
+    select(STAGES.c.key, JOB_MODELS.c.recipe, JOB_MODELS.c.label, JOB_MODELS.c.role, STAGES.c.seed)
+    .join(STAGES, STAGES.c.id == JOB_MODELS.c.stage_id)
+    .where(JOB_MODELS.c.job_id == bindparam("job"))
+    .order_by(JOB_MODELS.c.role.desc(), JOB_MODELS.c.position)
+)
+
+
 def by_id(session: Session, job_id: int) -> Job | None:
     """Return a job, as it is now."""
-    return session.get(Job, job_id, populate_existing=True)
+    return session.scalar(_BY_ID, {"job": job_id})
 
 
 def posted_as(session: Session, suite: str) -> bool:
@@ -331,27 +341,23 @@ def labels(session: Session, limit: int) -> list[str]:
 
 def stages_of(session: Session, job_id: int) -> list[tuple[Stage, bool]]:
     """Return a job's stages, with whether each was reused, in the order they were planned."""
-    query = (
-        select(Stage, JobStage.reused)
-        .join(JobStage, JobStage.stage_id == Stage.id)
-        .where(JobStage.job_id == job_id)
-        .order_by(JobStage.position)
-    )
-    return [(row[0], row[1]) for row in session.execute(query)]
+    return [(row[0], row[1]) for row in session.execute(_STAGES_OF, {"job": job_id})]
 
 
-def unfinished_parent_titles(session: Session, job_id: int) -> dict[int, list[str]]:
-    """Return blocked stage id -> titles of the parents it waits for, over one job."""
-    child = select(JobStage.stage_id).where(JobStage.job_id == job_id)
-    query = (
-        select(StageParent.stage_id, Stage.title, Stage.state)
-        .join(Stage, Stage.id == StageParent.parent_id)
-        .where(StageParent.stage_id.in_(child), Stage.state != StageState.SUCCEEDED)
-        .order_by(Stage.id)
-    )
+_UNFINISHED_PARENTS = (
+    select(PARENTS.c.stage_id, STAGES.c.title, STAGES.c.state)
+    .join(STAGES, STAGES.c.id == PARENTS.c.parent_id)
+    .where(PARENTS.c.stage_id.in_(_IDS), STAGES.c.state != StageState.SUCCEEDED)
+    .order_by(STAGES.c.id)
+)
+
+
+def unfinished_parent_titles(session: Session, blocked: Sequence[int]) -> dict[int, list[str]]:
+    """Return blocked stage id -> titles of the parents it waits for."""
     waiting: dict[int, list[str]] = {}
-    for row in session.execute(query):
-        waiting.setdefault(row.stage_id, []).append(f"{row.title} ({row.state})")
+    for chunk in chunks(blocked):
+        for row in session.execute(_UNFINISHED_PARENTS, {"ids": chunk}):
+            waiting.setdefault(row.stage_id, []).append(f"{row.title} ({row.state})")
     return waiting
 
 
@@ -404,10 +410,8 @@ def counts(session: Session, job_ids: Sequence[int]) -> dict[int, dict[str, tupl
 def states_of_keys(session: Session, keys: Sequence[str]) -> dict[str, str]:
     """Return key -> state of the stages that are known."""
     found: dict[str, str] = {}
-    for chunk in _chunks(keys):
-        found.update(
-            {r.key: r.state for r in session.execute(select(Stage.key, Stage.state).where(Stage.key.in_(chunk)))}
-        )
+    for chunk in chunks(keys):
+        found.update({row.key: row.state for row in session.execute(_OF_KEYS, {"keys": chunk})})
     return found
 
 
@@ -469,10 +473,4 @@ def _without_execution(stage: StageSpec) -> str:
 
 def models_of(session: Session, job_id: int) -> list[dict[str, Any]]:
     """Return a job's models by role and position: key, recipe, label, role, seed."""
-    query = (
-        select(Stage.key, JobModel.recipe, JobModel.label, JobModel.role, Stage.seed)
-        .join(Stage, Stage.id == JobModel.stage_id)
-        .where(JobModel.job_id == job_id)
-        .order_by(JobModel.role.desc(), JobModel.position)
-    )
-    return [dict(row) for row in session.execute(query).mappings()]
+    return [dict(row) for row in session.execute(_MODELS_OF, {"job": job_id}).mappings()]

@@ -13,9 +13,9 @@ workers    leases    idempotency_keys
 
 from enum import StrEnum
 from hashlib import sha256
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, text
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -373,3 +373,14 @@ class IdempotencyKey(Base):
     answer: Mapped[str | None] = mapped_column(Text)
     """The body that the first request was answered with, and that every repetition is."""
     created_at: Mapped[float] = mapped_column(Float)
+
+
+def _table(model: type[Base]) -> Table:
+    return cast(Table, model.__table__)
+
+
+JOBS, STAGES, PARENTS, JOB_STAGES, JOB_MODELS = map(_table, (Job, Stage, StageParent, JobStage, JobModel))
+ATTEMPTS, RESULTS, EVALUATIONS, EVENTS, WORKERS = map(_table, (Attempt, Result, Evaluation, Event, Worker))
+ARTIFACTS, STAGE_ARTIFACTS, CHECKPOINTS, STAGE_LOGS = map(_table, (Artifact, StageArtifact, Checkpoint, StageLog))
+"""The tables themselves. Statements that run for every request and every stage are made of them, once, with parameters:
+building one of mapped classes each time costs several times what the database takes to run it."""

@@ -8,11 +8,13 @@ asks whether their parents are finished: under READ COMMITTED two parents finish
 import random
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
     Select,
     and_,
+    bindparam,
     delete,
     exists,
     false,
@@ -25,18 +27,28 @@ from sqlalchemy import (
     text,
     update,
 )  # fmt: skip
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from store import events
-from store.database import db_now, insert_for, storable
+from store.database import db_now, dialect_of, insert_in, storable
 from store.models import (
+    ARTIFACTS,
+    ATTEMPTS,
+    CHECKPOINTS,
     ENDED,
+    EVALUATIONS,
     JOB_ENDED,
+    JOB_STAGES,
+    JOBS,
     LIVE,
+    PARENTS,
+    RESULTS,
+    STAGE_ARTIFACTS,
+    STAGE_LOGS,
+    STAGES,
     Artifact,
     Attempt,
     Checkpoint,
-    Evaluation,
     Job,
     JobStage,
     JobState,
@@ -64,11 +76,11 @@ JITTER = 0.25
 
 def _is(state: StageState) -> Any:
     """Return the condition that a stage is in `state`, in a literal: a parameter would keep partial indexes out."""
-    return Stage.state == literal_column(f"'{state}'")
+    return STAGES.c.state == literal_column(f"'{state}'")
 
 
 IS_READY, IS_BLOCKED, IS_RUNNING = _is(StageState.READY), _is(StageState.BLOCKED), _is(StageState.RUNNING)
-IS_TRAIN, IS_DRAW = (Stage.kind == literal_column(f"'{kind}'") for kind in ("train", "draw"))
+IS_TRAIN, IS_DRAW = (STAGES.c.kind == literal_column(f"'{kind}'") for kind in ("train", "draw"))
 """Conditions on the rare kinds, which have partial indexes too."""
 IS_TRAINED = and_(IS_TRAIN, _is(StageState.SUCCEEDED))
 
@@ -76,6 +88,10 @@ IS_TRAINED = and_(IS_TRAIN, _is(StageState.SUCCEEDED))
 def backoff(seconds: float) -> float:
     """Return how long to wait before another attempt: `seconds`, at most MAX_BACKOFF_SECONDS, less up to JITTER."""
     return min(MAX_BACKOFF_SECONDS, seconds) * random.uniform(1 - JITTER, 1.0)
+
+
+def _later(session: Session, seconds: float) -> float:
+    return float(session.scalar(select(db_now() + seconds)) or 0.0)
 
 
 class StaleFence(Exception):
@@ -114,7 +130,84 @@ class StoredArtifact:
 
 def is_due() -> Any:
     """Return the SQL condition that no backoff keeps a stage; one longer than any is of a clock that was set back."""
-    return or_(Stage.not_before <= db_now(), Stage.not_before > db_now() + MAX_BACKOFF_SECONDS)
+    return or_(STAGES.c.not_before <= db_now(), STAGES.c.not_before > db_now() + MAX_BACKOFF_SECONDS)
+
+
+def is_held(stage_id: Any, fence: Any) -> Any:
+    """Return the SQL condition that the stage runs under this fence: what every write of a worker asks."""
+    return and_(STAGES.c.id == stage_id, STAGES.c.fence == fence, STAGES.c.state == StageState.RUNNING)
+
+
+_STAGE, _FENCE = bindparam("stage"), bindparam("under")
+_BEST = (
+    select(STAGES.c.id)
+    .where(STAGES.c.queue == bindparam("of"), IS_READY, is_due())
+    .order_by(STAGES.c.priority.desc(), STAGES.c.id)
+    .limit(1)
+    .with_for_update(skip_locked=True)
+)
+_START = (
+    update(STAGES)
+    .where(STAGES.c.id == _STAGE, STAGES.c.state == StageState.READY)
+    .values(
+        state=StageState.RUNNING,
+        fence=STAGES.c.fence + 1,
+        lease_owner=bindparam("worker"),
+        lease_expires=db_now() + bindparam("lease"),
+        started_at=func.coalesce(STAGES.c.started_at, db_now()),
+        progress=None,
+    )
+    .returning(STAGES.c.id, STAGES.c.fence, STAGES.c.key, STAGES.c.kind, STAGES.c.title, STAGES.c.spec)
+)
+_ATTEMPT = insert(ATTEMPTS).values(started_at=db_now())
+_BEGIN = (
+    update(JOBS)
+    .where(JOBS.c.id.in_(bindparam("told", expanding=True)), JOBS.c.state == JobState.QUEUED)
+    .values(state=JobState.RUNNING, started_at=db_now())
+)
+_HELD = select(STAGES.c.id).where(is_held(_STAGE, _FENCE)).with_for_update()
+_LINES_SINCE = select(STAGE_LOGS.c.at, STAGE_LOGS.c.line).where(
+    STAGE_LOGS.c.stage_id == _STAGE, STAGE_LOGS.c.fence == _FENCE, STAGE_LOGS.c.at >= bindparam("since")
+)
+_THIS_ATTEMPT = and_(ATTEMPTS.c.stage_id == _STAGE, ATTEMPTS.c.fence == _FENCE)
+_END = (
+    update(STAGES)
+    .where(is_held(_STAGE, _FENCE))
+    .values(
+        lease_owner=None,
+        lease_expires=None,
+        cancel_requested=False,
+        device_seconds=STAGES.c.device_seconds
+        + db_now()
+        - select(ATTEMPTS.c.started_at).where(_THIS_ATTEMPT).scalar_subquery(),
+    )
+    .returning(STAGES.c.key, STAGES.c.kind, STAGES.c.title, STAGES.c.queue, STAGES.c.losses)
+)
+_END_FOR_GOOD, _END_FOR_NOW = _END.values(finished_at=db_now()), _END.values(finished_at=None)
+_END_ATTEMPT = update(ATTEMPTS).where(_THIS_ATTEMPT).values(ended_at=db_now())
+_RESULT = insert(RESULTS).values(created_at=db_now())
+_FORGET_CHECKPOINTS = delete(CHECKPOINTS).where(CHECKPOINTS.c.stage_id == _STAGE)
+_COUNT = update(EVALUATIONS).where(EVALUATIONS.c.stage_id == _STAGE)
+_CHILDREN = (
+    select(STAGES.c.id)
+    .where(
+        STAGES.c.id.in_(select(PARENTS.c.stage_id).where(PARENTS.c.parent_id == _STAGE)),
+        STAGES.c.state == StageState.BLOCKED,
+    )
+    .order_by(STAGES.c.id)
+    .with_for_update()
+)
+_SETTLE = (
+    update(JOBS)
+    .where(JOBS.c.id.in_(bindparam("told", expanding=True)))
+    .values(
+        unfinished=JOBS.c.unfinished
+        - select(func.count())
+        .where(JOB_STAGES.c.job_id == JOBS.c.id, JOB_STAGES.c.stage_id.in_(bindparam("stages", expanding=True)))
+        .scalar_subquery()
+    )
+    .returning(JOBS.c.id, JOBS.c.unfinished, JOBS.c.cancel_requested)
+)
 
 
 def claim(
@@ -127,15 +220,8 @@ def claim(
     """
     for queue in queues:
         left = [dataset for where, dataset in without if where == queue]
-        best = (
-            select(Stage.id)
-            .where(Stage.queue == queue, IS_READY, is_due())
-            .order_by(Stage.priority.desc(), Stage.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-        )
-        best = best.where(Stage.dataset.not_in(left)) if left else best
-        stage_id = session.scalar(best)
+        best = _BEST.where(STAGES.c.dataset.not_in(left)) if left else _BEST
+        stage_id = session.scalar(best, {"of": queue})
         if stage_id is not None:
             return _start(session, stage_id, worker, lease_seconds)
     return None
@@ -179,32 +265,12 @@ def unheard_claim(session: Session, worker: str, lease_seconds: float, known: Cl
 
 
 def _start(session: Session, stage_id: int, worker: str, lease_seconds: float) -> Claim:
-    stage = session.execute(
-        update(Stage)
-        .where(Stage.id == stage_id, Stage.state == StageState.READY)
-        .values(
-            state=StageState.RUNNING,
-            fence=Stage.fence + 1,
-            lease_owner=worker,
-            lease_expires=db_now() + lease_seconds,
-            started_at=func.coalesce(Stage.started_at, db_now()),
-            progress=None,
-        )
-        .returning(Stage.id, Stage.fence, Stage.key, Stage.kind, Stage.title, Stage.spec)
-    ).one()
-    session.execute(insert(Attempt).values(stage_id=stage.id, fence=stage.fence, worker=worker, started_at=db_now()))
+    stage = session.execute(_START, {"stage": stage_id, "worker": worker, "lease": lease_seconds}).one()
+    session.execute(_ATTEMPT, {"stage_id": stage.id, "fence": stage.fence, "worker": worker})
     jobs = events.tell_jobs(session, [stage_id], "stage.running", {"key": stage.key, "title": stage.title})
-    session.execute(
-        update(Job)
-        .where(Job.id.in_(jobs), Job.state == JobState.QUEUED)
-        .values(state=JobState.RUNNING, started_at=db_now())
-    )
+    if jobs:
+        session.execute(_BEGIN, {"told": jobs})
     return Claim(stage.id, stage.fence, stage.key, stage.kind, stage.title, stage.spec)
-
-
-def is_held(stage_id: int, fence: int) -> Any:
-    """Return the SQL condition that the stage runs under this fence: what every write of a worker asks."""
-    return and_(Stage.id == stage_id, Stage.fence == fence, Stage.state == StageState.RUNNING)
 
 
 def renew(
@@ -224,20 +290,18 @@ def write_log(session: Session, stage_id: int, fence: int, lines: Iterable[tuple
 
     The answer to the write before may have been lost: its lines then come again.
     """
-    held = session.scalar(select(Stage.id).where(is_held(stage_id, fence)).with_for_update())
+    held = session.scalar(_HELD, {"stage": stage_id, "under": fence})
     new = [(at, storable(line)) for at, line in lines]
     if held is None or not new:
         return
     since = min(at for at, _ in new)
-    same = select(StageLog.at, StageLog.line).where(
-        StageLog.stage_id == stage_id, StageLog.fence == fence, StageLog.at >= since
-    )
-    there = {(row.at, row.line) for row in session.execute(same)}
+    written = session.execute(_LINES_SINCE, {"stage": stage_id, "under": fence, "since": since})
+    there = {(row.at, row.line) for row in written}
     rows = [
         {"stage_id": stage_id, "fence": fence, "at": at, "line": line} for at, line in new if (at, line) not in there
     ]
     if rows:
-        session.execute(insert(StageLog), rows)
+        session.execute(insert(STAGE_LOGS), rows)
 
 
 def add_checkpoint(session: Session, stage_id: int, fence: int, stored: StoredArtifact) -> None:
@@ -280,21 +344,13 @@ def succeed(
         if session.scalar(select(Result.fence).where(Result.stage_id == stage_id)) == fence:
             return []
         raise StaleFence
-    session.execute(
-        insert(Result).values(
-            stage_id=stage_id, fence=fence, payload=payload, environment=environment, created_at=db_now()
-        )
-    )
+    result = {"stage_id": stage_id, "fence": fence, "payload": payload, "environment": environment}
+    session.execute(_RESULT, result)
     for stored in sorted(artifacts, key=lambda artifact: artifact.sha256):  # one order for all who store the same
-        _record_artifact(session, stored)
-        session.execute(insert(StageArtifact).values(stage_id=stage_id, name=stored.name, sha256=stored.sha256))
-    session.execute(delete(Checkpoint).where(Checkpoint.stage_id == stage_id))
+        add_artifact(session, stage_id, stored)
+    session.execute(_FORGET_CHECKPOINTS, {"stage": stage_id})
     if stage.kind == "evaluate":
-        session.execute(
-            update(Evaluation)
-            .where(Evaluation.stage_id == stage_id)
-            .values(n=payload["n"], n_correct=payload["n_correct"])
-        )
+        session.execute(_COUNT, {"stage": stage_id, "n": payload["n"], "n_correct": payload["n_correct"]})
     bells = _wake_children(session, stage_id)
     _settle(session, [stage_id], "stage.succeeded", {"key": stage.key, "title": stage.title})
     return bells
@@ -318,7 +374,7 @@ def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, 
         _cancel(session, stage_id, fence, "failed", error, failures=failures)
         return
     if not final and failures < max_failures:
-        later = db_now() + backoff(BACKOFF_SECONDS * 2.0 ** (failures - 1))
+        later = _later(session, backoff(BACKOFF_SECONDS * 2.0 ** (failures - 1)))
         stage = _end(
             session, stage_id, fence, StageState.READY, "failed", error, failures=failures, not_before=later
         )  # fmt: skip
@@ -345,7 +401,7 @@ def release(
         _cancel(session, stage_id, fence, "cancelled", None)
         return []
     outcome = "released" if refused is None else REFUSED
-    later = {"not_before": db_now() + wait_seconds} if wait_seconds else {}
+    later = {"not_before": _later(session, wait_seconds)} if wait_seconds else {}
     stage = _end(session, stage_id, fence, StageState.READY, outcome, refused, **later)
     data = {"key": stage.key, "title": stage.title}
     events.tell_jobs(
@@ -385,75 +441,64 @@ def _end(
     **more: Any,
 ) -> Any:  # fmt: skip
     """Return the stage's row after moving it out of running under `fence`; None where the fence is stale."""
-    attempt = and_(Attempt.stage_id == stage_id, Attempt.fence == fence)
-    started = select(Attempt.started_at).where(attempt).scalar_subquery()
-    stage = session.execute(
-        update(Stage)
-        .where(is_held(stage_id, fence))
-        .values(
-            state=state,
-            lease_owner=None,
-            lease_expires=None,
-            cancel_requested=False,
-            error=error,
-            device_seconds=Stage.device_seconds + db_now() - started,
-            finished_at=db_now() if state in ENDED else None,
-            **more,
-        )
-        .returning(Stage.key, Stage.kind, Stage.title, Stage.queue, Stage.losses)
-    ).one_or_none()
+    end = _END_FOR_GOOD if state in ENDED else _END_FOR_NOW
+    held = {"stage": stage_id, "under": fence}
+    stage = session.execute(end, {**held, "state": state, "error": error, **more}).one_or_none()
     if stage is not None:
-        session.execute(update(Attempt).where(attempt).values(ended_at=db_now(), outcome=outcome, error=error))
+        session.execute(_END_ATTEMPT, {**held, "outcome": outcome, "error": error})
     return stage
 
 
 def add_artifact(session: Session, stage_id: int, stored: StoredArtifact) -> None:
-    """Record an artifact that a succeeded stage's result named, and that came later than the result."""
+    """Record an artifact of a succeeded stage's result; it may come later than the result that names it."""
     _record_artifact(session, stored)
-    session.execute(insert(StageArtifact).values(stage_id=stage_id, name=stored.name, sha256=stored.sha256))
+    session.execute(insert(STAGE_ARTIFACTS), {"stage_id": stage_id, "name": stored.name, "sha256": stored.sha256})
+
+
+@cache
+def _record_statement(dialect: str) -> Any:
+    new = insert_in(dialect, ARTIFACTS).values(created_at=db_now())
+    return new.on_conflict_do_update(index_elements=[ARTIFACTS.c.sha256], set_={"size": new.excluded.size})
 
 
 def _record_artifact(session: Session, stored: StoredArtifact) -> None:
     """Insert the artifact's row; one that is there is locked, so that no collection deletes it before this is done."""
-    row = {"sha256": stored.sha256, "size": stored.size, "media_type": stored.media_type, "created_at": db_now()}
-    new = insert_for(session, Artifact).values(**row)
-    session.execute(new.on_conflict_do_update(index_elements=[Artifact.sha256], set_={"size": stored.size}))
+    row = {"sha256": stored.sha256, "size": stored.size, "media_type": stored.media_type}
+    session.execute(_record_statement(dialect_of(session)), row)
 
 
 def unfinished_parents() -> Any:
     """Return the SQL condition that a stage has a parent which has not succeeded."""
-    parent = aliased(Stage)
+    parent = STAGES.alias()
     return exists(
         select(literal(1))
-        .select_from(StageParent)
-        .join(parent, parent.id == StageParent.parent_id)
-        .where(StageParent.stage_id == Stage.id, parent.state != StageState.SUCCEEDED)
+        .select_from(PARENTS)
+        .join(parent, parent.c.id == PARENTS.c.parent_id)
+        .where(PARENTS.c.stage_id == STAGES.c.id, parent.c.state != StageState.SUCCEEDED)
     )
 
 
+_WAKE = (
+    update(STAGES)
+    .where(
+        STAGES.c.id.in_(bindparam("stages", expanding=True)),
+        STAGES.c.state == StageState.BLOCKED,
+        ~unfinished_parents(),
+    )
+    .values(state=StageState.READY)
+    .returning(STAGES.c.id, STAGES.c.queue)
+)
+
+
 def _wake_children(session: Session, stage_id: int) -> list[Bell]:
-    children = select(StageParent.stage_id).where(StageParent.parent_id == stage_id)
-    locked = session.scalars(
-        select(Stage.id)
-        .where(Stage.id.in_(children), Stage.state == StageState.BLOCKED)
-        .order_by(Stage.id)
-        .with_for_update()
-    ).all()
-    return wake(session, locked)
+    return wake(session, session.scalars(_CHILDREN, {"stage": stage_id}).all())
 
 
 def wake(session: Session, locked: Sequence[int]) -> list[Bell]:
     """Make ready those of the locked, blocked stages whose parents have all succeeded; return their bells."""
     if not locked:
         return []
-    rows = session.execute(
-        update(Stage)
-        .where(Stage.id.in_(locked), Stage.state == StageState.BLOCKED, ~unfinished_parents())
-        .values(state=StageState.READY)
-        .returning(Stage.id, Stage.queue)
-        .execution_options(synchronize_session=False)
-    ).all()
-    return [Bell(row.id, row.queue) for row in rows]
+    return [Bell(row.id, row.queue) for row in session.execute(_WAKE, {"stages": locked})]
 
 
 def _live_below(stage_id: int) -> Select[int]:
@@ -477,15 +522,11 @@ def _end_descendants(session: Session, stage_id: int, title: str | None, event: 
 def _settle(session: Session, stage_ids: Sequence[int], event: str, data: dict[str, Any]) -> None:
     """Tell the jobs that wait for stages which have just ended, and end those that wait for nothing more."""
     told = events.tell_jobs(session, stage_ids, event, data)
-    ended = select(func.count()).where(JobStage.job_id == Job.id, JobStage.stage_id.in_(stage_ids)).scalar_subquery()
-    session.execute(
-        update(Job)
-        .where(Job.id.in_(told))
-        .values(unfinished=Job.unfinished - ended)
-        .execution_options(synchronize_session=False)
-    )
-    for job_id in told:
-        roll_up(session, job_id)
+    if not told:
+        return
+    for job in sorted(session.execute(_SETTLE, {"told": told, "stages": stage_ids})):
+        if job.cancel_requested or not job.unfinished:
+            roll_up(session, job.id)
 
 
 def recount(session: Session, job_ids: Sequence[int]) -> None:
@@ -518,7 +559,7 @@ def roll_up(session: Session, job_id: int) -> bool:
     if ended is None:
         return False
     session.execute(update(Job).where(Job.id == job_id).values(state=ended, finished_at=db_now()))
-    events.append(session, job_id, f"job.{ended}", {})
+    events.append(session, [job_id], f"job.{ended}", {})
     return True
 
 
@@ -596,7 +637,7 @@ def _take_back(session: Session, row: Any, max_losses: int, why: str) -> list[Be
         stage = _end(session, row.id, row.fence, StageState.FAILED, "lost", error, **more)
         _end_descendants(session, row.id, stage.title, "stage.failed", error)
         return []
-    later = db_now() + backoff(2.0 ** (losses - 1) - 1)
+    later = _later(session, backoff(2.0 ** (losses - 1) - 1))
     stage = _end(session, row.id, row.fence, StageState.READY, "lost", error, **more, not_before=later)
     events.tell_jobs(session, [row.id], "stage.lost", {"key": stage.key, "message": message})
     return [Bell(row.id, stage.queue)]
@@ -701,17 +742,23 @@ def wanted_by_live_job(other_than: int) -> Any:
     )
 
 
+_NEWEST = (
+    select(STAGES.c.flop, STAGES.c.device_seconds)
+    .where(
+        STAGES.c.queue == bindparam("of"), text("stages.state = 'succeeded' AND stages.kind IN ('train', 'craft')")
+    )
+    .order_by(STAGES.c.id.desc())
+    .limit(MEASURED)
+    .subquery()
+)  # fmt: skip
+_RATE = select(func.sum(_NEWEST.c.flop), func.sum(_NEWEST.c.device_seconds)).where(
+    _NEWEST.c.device_seconds >= TELLING_SECONDS
+)
+
+
 def measured_rate(session: Session, queue: str) -> float | None:
     """Return the floating-point operations per second of the queue's newest results, None before a telling one."""
-    newest = (
-        select(Stage.flop, Stage.device_seconds)
-        .where(Stage.queue == queue, text("stages.state = 'succeeded' AND stages.kind IN ('train', 'craft')"))
-        .order_by(Stage.id.desc())
-        .limit(MEASURED)
-        .subquery()
-    )
-    sums = select(func.sum(newest.c.flop), func.sum(newest.c.device_seconds))
-    flop, seconds = session.execute(sums.where(newest.c.device_seconds >= TELLING_SECONDS)).one()
+    flop, seconds = session.execute(_RATE, {"of": queue}).one()
     return flop / seconds if seconds else None
 
 
@@ -750,11 +797,6 @@ def log_of(session: Session, stage_id: int, after: int, limit: int) -> list[Stag
 def artifact(session: Session, sha256: str) -> Artifact | None:
     """Return the row of a stored artifact."""
     return session.get(Artifact, sha256)
-
-
-def job_of(session: Session, stage_id: int) -> int | None:
-    """Return the newest job that wants the stage."""
-    return session.scalar(select(func.max(JobStage.job_id)).where(JobStage.stage_id == stage_id))
 
 
 def key_of(session: Session, stage_id: int) -> str | None:

@@ -1,20 +1,30 @@
 """Why a stage waits: every one that does not run says so, in a sentence."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from store import jobs, workers
-from store.broker import QUEUES
 from store.database import db_now
-from store.models import Stage, StageState
+from store.models import STAGES, Stage, StageState
 from store.stages import IS_READY, MAX_BACKOFF_SECONDS
 
 RANKED = 1_000
 """Ready stages whose place in the queue is counted; those behind are "more than that"."""
+
+_ORDER = (STAGES.c.priority.desc(), STAGES.c.id)
+_FIRST = (
+    select(STAGES.c.id, func.row_number().over(order_by=_ORDER).label("place"))
+    .where(STAGES.c.queue == bindparam("of"), IS_READY)
+    .order_by(*_ORDER)
+    .limit(RANKED)
+    .subquery()
+)
+_PLACES = select(_FIRST.c.id, _FIRST.c.place).where(_FIRST.c.id.in_(bindparam("ids", expanding=True)))
+_NOW = select(db_now())
 
 
 @dataclass(frozen=True)
@@ -64,20 +74,21 @@ def _left_by(error: dict[str, Any]) -> str:
     return f"; the worker on {host} left it to the others: {error.get('message')}" if host else ""
 
 
-def reasons(session: Session, job_id: int, alive_seconds: float, queues: Iterable[str] = QUEUES) -> Reasons:
-    """Return what the waiting stages of one job wait for; their places are those in `queues`."""
+def reasons(session: Session, stages: Sequence[Stage], alive_seconds: float) -> Reasons:
+    """Return what those of the stages wait for that wait; what none of them needs is not asked for."""
+    ready = [stage for stage in stages if stage.state == StageState.READY]
     return Reasons(
-        parents=jobs.unfinished_parent_titles(session, job_id),
-        places=_places(session, queues),
-        served=workers.live_queues(session, alive_seconds),
-        now=session.scalar(select(db_now())) or 0.0,
+        parents=jobs.unfinished_parent_titles(session, [s.id for s in stages if s.state == StageState.BLOCKED]),
+        places=_places(session, ready),
+        served=workers.live_queues(session, alive_seconds) if ready else set(),
+        now=session.scalar(_NOW) or 0.0 if any(stage.not_before for stage in ready) else 0.0,
     )
 
 
-def _places(session: Session, queues: Iterable[str]) -> dict[int, int]:
+def _places(session: Session, ready: Sequence[Stage]) -> dict[int, int]:
     """Return ready stage -> number of stages ahead of it in its queue."""
     places: dict[int, int] = {}
-    for queue in queues:
-        ahead = select(Stage.id).where(Stage.queue == queue, IS_READY).order_by(Stage.priority.desc(), Stage.id)
-        places.update({stage_id: place for place, stage_id in enumerate(session.scalars(ahead.limit(RANKED)))})
+    for queue in {stage.queue for stage in ready}:
+        for chunk in jobs.chunks([stage.id for stage in ready if stage.queue == queue]):
+            places.update({row.id: row.place - 1 for row in session.execute(_PLACES, {"of": queue, "ids": chunk})})
     return places

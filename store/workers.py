@@ -2,17 +2,28 @@
 
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import and_, bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from store.database import db_now, insert_for
-from store.models import Lease, Worker
+from store.models import WORKERS, Lease, Worker
 
 ALIVE_HEARTBEATS = 3.5
 """A worker is alive that has reported within this many heartbeats."""
 KEPT = "keeper, all duties"
 """Name of the lease that nobody ever holds: it expired when a keeper had last done all its duties."""
 FORGET_SECONDS = 7 * 86400.0
+
+
+_ALIVE = and_(WORKERS.c.seen_at > db_now() - bindparam("alive"), WORKERS.c.draining.is_(False))
+_QUEUES = select(WORKERS.c.queues).where(_ALIVE)
+_QUEUES_OF_CUDA = _QUEUES.where(WORKERS.c.device == "cuda")
+_REPORT = (
+    update(WORKERS)
+    .where(WORKERS.c.incarnation == bindparam("me"))
+    .values(seen_at=db_now())
+    .returning(WORKERS.c.incarnation)
+)
 
 
 def register(session: Session, row: dict[str, Any]) -> None:
@@ -22,13 +33,7 @@ def register(session: Session, row: dict[str, Any]) -> None:
 
 def report(session: Session, incarnation: str, stage_id: int | None, draining: bool) -> bool:
     """Return whether the worker is known, after noting that it lives and what it works on."""
-    known = session.scalar(
-        update(Worker)
-        .where(Worker.incarnation == incarnation)
-        .values(stage_id=stage_id, draining=draining, seen_at=db_now())
-        .returning(Worker.incarnation)
-    )
-    return known is not None
+    return session.scalar(_REPORT, {"me": incarnation, "stage_id": stage_id, "draining": draining}) is not None
 
 
 def leave(session: Session, incarnation: str) -> None:
@@ -45,16 +50,12 @@ def all_workers(session: Session, alive_seconds: float) -> list[tuple[Worker, bo
 
 def live_queues(session: Session, alive_seconds: float) -> set[str]:
     """Return the queues that at least one live worker takes stages of; one that drains takes no more."""
-    alive = (Worker.seen_at > db_now() - alive_seconds, Worker.draining.is_(False))
-    rows = session.scalars(select(Worker.queues).where(*alive))
-    return {queue for queues in rows for queue in queues}
+    return {queue for queues in session.scalars(_QUEUES, {"alive": alive_seconds}) for queue in queues}
 
 
 def has_live_cuda(session: Session, alive_seconds: float) -> bool:
     """Return whether a live worker that goes on takes the stages of a CUDA device."""
-    alive = (Worker.seen_at > db_now() - alive_seconds, Worker.draining.is_(False))
-    rows = session.scalars(select(Worker.queues).where(Worker.device == "cuda", *alive))
-    return any("gpu" in queues for queues in rows)
+    return any("gpu" in queues for queues in session.scalars(_QUEUES_OF_CUDA, {"alive": alive_seconds}))
 
 
 def forget_old(session: Session) -> None:

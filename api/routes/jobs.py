@@ -321,8 +321,7 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     if job is None:
         raise NotFound(f"there is no job {job_id}")
     rows = jobs.stages_of(session, job_id)
-    ready = {row.queue for row, _ in rows if row.state == StageState.READY}
-    reasons = waiting.reasons(session, job_id, service.alive_seconds, ready)
+    reasons = waiting.reasons(session, [row for row, _ in rows], service.alive_seconds)
     every = [(row.flop, row.state, reused, row.device_seconds) for row, reused in rows]
     running = [row for row, _ in rows if row.state == StageState.RUNNING]
     device = "cuda" if any(row.queue == "gpu" for row, _ in rows) else "cpu"

@@ -36,7 +36,7 @@ def get_stage(key: Sha256, service: ServiceDep) -> StageDetail:
         if found is None:
             raise NotFound(f"there is no stage {key}")
         row = found.stage
-        reasons = waiting.reasons(session, stages.job_of(session, row.id) or 0, service.alive_seconds)
+        reasons = waiting.reasons(session, [row], service.alive_seconds)
         return StageDetail(
             **views.of_stage(row, reasons).model_dump(),
             spec=row.spec, parents=found.parents, queue=row.queue, fence=row.fence, failures=row.failures,

@@ -32,9 +32,9 @@ def wake_without_lock(session: Session, stage_id: int) -> list[Bell]:
     return stages.wake(session, blocked)
 
 
-def ids_without_lock(session: Session, keys: Sequence[str]) -> dict[str, int]:
+def found_without_lock(session: Session, keys: Sequence[str]) -> dict[str, Any]:
     """`jobs._lock` without the lock."""
-    return {row.key: row.id for row in session.execute(select(Stage.key, Stage.id).where(Stage.key.in_(keys)))}
+    return {row.key: row for row in session.execute(select(*jobs._LOCKED).where(Stage.key.in_(keys)))}
 
 
 def broken(database: Database) -> list[str]:
@@ -100,7 +100,7 @@ class TestAttachWhileItCompletes:
 
     def test_hangs_without_the_lock(self, unchecked_postgres: Database, monkeypatch: pytest.MonkeyPatch):
         database = unchecked_postgres
-        monkeypatch.setattr(jobs, "_lock", ids_without_lock)
+        monkeypatch.setattr(jobs, "_lock", found_without_lock)
         job_id = self.run(database, waits=False)
         assert factories.job(database, job_id).state == "running"
         assert broken(database) == [

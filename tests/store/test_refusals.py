@@ -51,9 +51,9 @@ def row_of(database: Database, held: Claim) -> Stage:
     return factories.stage(database, held.stage_id)
 
 
-def reason(database: Database, job_id: int, stage: Stage) -> str | None:
+def reason(database: Database, stage: Stage) -> str | None:
     with database.read() as session:
-        return waiting.reasons(session, job_id, ALIVE).of(stage)
+        return waiting.reasons(session, [stage], ALIVE).of(stage)
 
 
 def test_is_left_to_the_other(database: Database):
@@ -64,7 +64,7 @@ def test_is_left_to_the_other(database: Database):
     assert [bell.stage_id for bell in refuse(database, held)] == [held.stage_id]
     row = row_of(database, held)
     assert (row.state, row.failures, row.losses, row.not_before) == ("ready", 0, 0, 0.0)
-    assert reason(database, job_id, row) == (
+    assert reason(database, row) == (
         "next in the queue cpu; the worker on a host left it to the others: the files are not here"
     )
     assert claim(database, "bad") is None
@@ -122,13 +122,13 @@ def test_comes_back_when_the_other_has_gone(database: Database):
 def test_waits_for_a_worker_to_come(database: Database):
     """As in a rolling deployment: tried again every while, by whoever is there, and then given up."""
     leave(database, "good")
-    job_id = factories.post(database, factories.trainings())
+    factories.post(database, factories.trainings())
     held = claim(database, "bad")
     assert held is not None
     refuse(database, held, patience=600, cause="OtherCode")
     row = row_of(database, held)
     assert (row.state, row.failures) == ("ready", 0)
-    assert reason(database, job_id, row) == "tries again in 15 s after: the files are not here"
+    assert reason(database, row) == "tries again in 15 s after: the files are not here"
     assert claim(database, "bad") is None
     factories.pass_time(database, 20)
     register(database, "new")

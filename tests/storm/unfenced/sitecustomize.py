@@ -1,4 +1,4 @@
-"""The control: on the path of a worker, this leaves the fence, and it alone, out of every write.
+"""The control: this leaves the fence of a stage, and it alone, out of every statement.
 
 That a stage runs is still asked for: without fences, what a worker that was given up publishes counts while another
 works on its stage. A storm must then find a result under a wrong fence.
@@ -6,20 +6,19 @@ works on its stage. A storm must then find a result under a wrong fence.
 The worker's own clock, which would stop its work before its lease ends, is left out too: else it would hide most of it.
 """
 
+import re
 import sys
 from typing import Any
 
-from sqlalchemy import and_
+from sqlalchemy import Engine, event
 
-from store import stages
-from store.models import Stage, StageState
-
-
-def _unfenced(stage_id: int, _: int) -> Any:
-    return and_(Stage.id == stage_id, Stage.state == StageState.RUNNING)
+FENCE = re.compile(r" AND stages\.fence = %\(\w+\)s(::\w+)?")
 
 
-stages.is_held = _unfenced
+@event.listens_for(Engine, "before_cursor_execute", retval=True)
+def _unfence(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
+    return FENCE.sub("", statement), parameters
+
 
 if "worker.child" in sys.orig_argv:
     from worker.process import WorkerProcess
