@@ -1,51 +1,82 @@
 """What filters of lists and tables may name: what is registered or in SQL. What is misspelt is refused."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, JsonValue
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from api.errors import FieldError, Invalid, NotFound
+from api.errors import FieldError, Invalid, NotFound, QueryText
 from core.attacks import ATTACKS
+from core.fields import MAX_SEED
+from core.jobs import DatasetName
+from core.kinds import known_name, names_of
 from core.networks import NETWORKS
 from core.suites import suites
-from store import jobs
+from store import jobs, stages
+from store.results import Filters
 
 MANY = 50
 """Labels that a refusal lists at most."""
 
 
-def _kind_of(registry: Mapping[str, Any], what: str) -> Callable[[str], str]:
-    """Return the validator that refuses a name the registry does not have."""
-
-    def known(name: str) -> str:
-        if name not in registry:
-            allowed = sorted(registry)
-            said = {"said": f"unknown {what} {name!r}; allowed: {', '.join(allowed)}", "allowed": allowed}
-            raise PydanticCustomError("unknown_kind", "{said}", said)
-        return name
-
-    return known
+AttackName = Annotated[str, AfterValidator(known_name(ATTACKS, "attack")), names_of(ATTACKS)]
+NetworkName = Annotated[str, AfterValidator(known_name(NETWORKS, "network")), names_of(NETWORKS)]
 
 
-def _enum(registry: Mapping[str, Any]) -> Any:
-    return Field(json_schema_extra={"enum": list[JsonValue](sorted(registry))})
+class JobQuery(BaseModel):
+    """Whose results are shown; without filters everybody's."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    job: Annotated[int, Field(ge=1, le=2**62)] | None = None
+    """Only what this job asked for."""
+    suite: QueryText | None = None
+    """Only jobs posted as this suite."""
+
+    def require(self, session: Session) -> None:
+        """Return where everything that is named is there.
+
+        Raises:
+            NotFound: there is no such job.
+            Invalid: nobody has ever heard of the suite.
+        """
+        if self.job is not None and jobs.by_id(session, self.job) is None:
+            raise NotFound(f"there is no job {self.job}")
+        require_suite(session, self.suite)
 
 
-AttackName = Annotated[str, AfterValidator(_kind_of(ATTACKS, "attack")), _enum(ATTACKS)]
-NetworkName = Annotated[str, AfterValidator(_kind_of(NETWORKS, "network")), _enum(NETWORKS)]
+class ScopeQuery(JobQuery):
+    """Which results are shown; without filters the newest comparable group."""
 
+    dataset: DatasetName | None = None
+    """Dataset."""
+    device: Literal["cpu", "cuda"] | None = None
+    """Device class."""
+    images: Annotated[int, Field(ge=1)] | None = None
+    """Test images behind each evaluation."""
+    label: list[QueryText] = []
+    """Only these models; may be repeated."""
+    seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = []
+    """Only models of these seeds; may be repeated."""
 
-def require_job(session: Session, job: int | None) -> None:
-    """Return where the job is there, or none was named.
+    def filters(self) -> Filters:
+        """Return the query as the store takes it."""
+        return Filters(
+            job=self.job, suite=self.suite, dataset=self.dataset, device=self.device, limit=self.images,
+            labels=tuple(self.label), seeds=tuple(self.seed),
+        )  # fmt: skip
 
-    Raises:
-        NotFound: there is none of that number.
-    """
-    if job is not None and jobs.by_id(session, job) is None:
-        raise NotFound(f"there is no job {job}")
+    def require(self, session: Session) -> None:
+        """Return where everything that is named is there.
+
+        Raises:
+            NotFound: there is no such job.
+            Invalid: there is no such suite, or no model of such a label.
+        """
+        super().require(session)
+        for i, label in enumerate(self.label):
+            if not jobs.has_label(session, label):
+                raise _unknown(f"label.{i}", f"no model is called {label!r}", jobs.labels(session, MANY))
 
 
 def require_suite(session: Session, suite: str | None) -> None:
@@ -58,15 +89,15 @@ def require_suite(session: Session, suite: str | None) -> None:
         raise _unknown("suite", f"there is no suite {suite!r}, and no job was posted as one", sorted(suites()))
 
 
-def require_labels(session: Session, labels: Sequence[str]) -> None:
-    """Return where some job has a model of each label.
+def require_model(session: Session, key: str) -> None:
+    """Return where the key is a train stage's.
 
     Raises:
-        Invalid: one is no model's.
+        NotFound: it is not.
     """
-    for i, label in enumerate(labels):
-        if not jobs.has_label(session, label):
-            raise _unknown(f"label.{i}", f"no model is called {label!r}", jobs.labels(session, MANY))
+    stage = stages.by_key(session, key)
+    if stage is None or stage.kind != "train":
+        raise NotFound(f"there is no model {key}; GET /models lists them")
 
 
 def _unknown(path: str, message: str, allowed: list[str]) -> Invalid:

@@ -13,20 +13,18 @@ from pydantic import (
     BeforeValidator,
     Discriminator,
     Field,
-    JsonValue,
     SerializerFunctionWrapHandler,
     Tag,
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
 
 from core.attacks import AnyAttack
 from core.datasets import DATASETS
 from core.defenses import AnyDefense
 from core.fields import Count, Number, Seed, Share
 from core.figures import AnyFigure
-from core.kinds import Spec
+from core.kinds import Spec, known_name, names_of
 from core.networks import AnyNetwork
 
 MAX_MODELS = 200
@@ -41,17 +39,7 @@ Tags = Annotated[
 ]
 
 
-def _known_dataset(name: str) -> str:
-    if name not in DATASETS:
-        allowed = sorted(DATASETS)
-        said = {"said": f"unknown dataset {name!r}; allowed: {', '.join(allowed)}", "allowed": allowed}
-        raise PydanticCustomError("unknown_dataset", "{said}", said)
-    return name
-
-
-DatasetName = Annotated[
-    str, AfterValidator(_known_dataset), Field(json_schema_extra={"enum": list[JsonValue](sorted(DATASETS))})
-]
+DatasetName = Annotated[str, AfterValidator(known_name(DATASETS, "dataset")), names_of(DATASETS)]
 
 
 def _distinct(values: list[Any]) -> list[Any]:

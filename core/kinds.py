@@ -8,17 +8,35 @@ catalog and the contract tests. Packages outside this repository add kinds throu
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Self, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, JsonValue
 from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from core.canonical import digest
 from core.fields import format_pixels
+
+
+def known_name(registry: Mapping[str, Any], what: str) -> Callable[[str], str]:
+    """Return the validator that refuses a name which the registry does not have, and says which it has."""
+
+    def known(name: str) -> str:
+        if name not in registry:
+            allowed = sorted(registry)
+            said = {"said": f"unknown {what} {name!r}; allowed: {', '.join(allowed)}", "allowed": allowed}
+            raise PydanticCustomError("unknown_name", "{said}", said)
+        return name
+
+    return known
+
+
+def names_of(registry: Mapping[str, Any]) -> Any:
+    """Return the field that tells OpenAPI the registry's names."""
+    return Field(json_schema_extra={"enum": list[JsonValue](sorted(registry))})
 
 
 class Spec(BaseModel):

@@ -51,9 +51,9 @@ class ArtifactStore(ABC):
             ArtifactCorrupt: it does not read back as it was written.
         """
         sha256 = hashlib.sha256(data).hexdigest()
-        if not self._renewed(sha256):
+        if not self._renewed(sha256, data):
             self._write(sha256, data, what)
-            if not self._sound(sha256):
+            if self._read(sha256) != data:
                 raise ArtifactCorrupt(f"artifact {sha256} does not read back as it was written")
         return sha256
 
@@ -72,10 +72,6 @@ class ArtifactStore(ABC):
             raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store", sha256)
         return data
 
-    def _sound(self, sha256: str) -> bool:
-        data = self._read(sha256)
-        return data is not None and hashlib.sha256(data).hexdigest() == sha256
-
     def _require_something(self) -> None:  # noqa: B027 - a bucket is there or refuses
         """Return unless the store holds nothing, which says more about the store than about one artifact."""
 
@@ -91,8 +87,8 @@ class ArtifactStore(ABC):
         """Return whether it was deleted: not where it is gone already, or has been put again since that moment."""
 
     @abstractmethod
-    def _renewed(self, sha256: str) -> bool:
-        """Return whether the artifact was there and sound, and is now as young as if it had just been written."""
+    def _renewed(self, sha256: str, data: bytes) -> bool:
+        """Return whether the artifact was there, these bytes, and is now as young as if it had just been written."""
 
     @abstractmethod
     def _write(self, sha256: str, data: bytes, what: str) -> None:
@@ -150,8 +146,8 @@ class FolderStore(ArtifactStore):
         with self._locked(fcntl.LOCK_SH):
             return super().put(data, what)
 
-    def _renewed(self, sha256: str) -> bool:
-        if not self._sound(sha256):
+    def _renewed(self, sha256: str, data: bytes) -> bool:
+        if self._read(sha256) != data:
             return False
         try:
             os.utime(self.path(sha256))

@@ -6,7 +6,7 @@ blocks its key no longer. The job and the key's tie to it are one transaction.
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from store.database import db_now, insert_for
@@ -54,6 +54,13 @@ def tie(session: Session, key: str, owner: str, job_id: int) -> bool:
     """Return whether the key is now tied to its job; not where its request took too long and lost it."""
     tied = update(IdempotencyKey).where(*_taken(key, owner)).values(job_id=job_id, expires=None)
     return session.scalar(tied.returning(IdempotencyKey.key)) is not None
+
+
+def remember(session: Session, key: str, request_sha256: str, job_id: int) -> None:
+    """Tie a new key to the job that was made in this same transaction, as an import does."""
+    session.execute(
+        insert(IdempotencyKey).values(key=key, request_sha256=request_sha256, job_id=job_id, created_at=db_now())
+    )
 
 
 def let_go(session: Session, key: str, owner: str) -> None:

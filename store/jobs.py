@@ -23,7 +23,6 @@ from store.models import (
     LIVE,
     PARENTS,
     STAGES,
-    IdempotencyKey,
     Job,
     JobModel,
     JobStage,
@@ -413,21 +412,6 @@ def states_of_keys(session: Session, keys: Sequence[str]) -> dict[str, str]:
     for chunk in chunks(keys):
         found.update({row.key: row.state for row in session.execute(_OF_KEYS, {"keys": chunk})})
     return found
-
-
-def remembered(session: Session, key: str) -> tuple[str, int] | None:
-    """Return the request hash and job of an Idempotency-Key, if it has been used."""
-    row = session.execute(
-        select(IdempotencyKey.request_sha256, IdempotencyKey.job_id).where(IdempotencyKey.key == key)
-    ).one_or_none()
-    return None if row is None else (row.request_sha256, row.job_id)
-
-
-def remember(session: Session, key: str, request_sha256: str, job_id: int) -> None:
-    """Tie an Idempotency-Key to the job it made, in the same transaction."""
-    session.execute(
-        insert(IdempotencyKey).values(key=key, request_sha256=request_sha256, job_id=job_id, created_at=db_now())
-    )
 
 
 class TrainedModels:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from core import bundle
 from core.bundle import Bundle, BundleError, FileEntry, JobEntry, Manifest, ModelEntry, StageEntry
 from core.canonical import digest
-from store import jobs, lost, stages
+from store import idempotency, jobs, lost, stages
 from store.artifacts import ArtifactStore
 from store.database import Database, db_now
 from store.jobs import Submission
@@ -197,9 +197,9 @@ def _artifacts(session: Session, stage_id: int) -> dict[str, str]:
 def _import_job(session: Session, found: Bundle, job: JobEntry) -> int:
     """Return the job that stands for the file's, made of its finished stages and ended with them."""
     named = f"import:{digest([found.sha256, job.model_dump(mode='json')])}"
-    before = jobs.remembered(session, named)
-    if before is not None:
-        return before[1]
+    before = idempotency.known(session, named)
+    if before is not None and before.job_id is not None:
+        return before.job_id
     plan = found.plan(job)
     tags = list(dict.fromkeys([*job.tags, IMPORTED]))[-20:]
     wanted = Submission(job.kind, job.spec, job.name, job.suite, tags, priority=0)
@@ -207,7 +207,7 @@ def _import_job(session: Session, found: Bundle, job: JobEntry) -> int:
     _refuse_conflicts(session, found)  # again: until now, workers may have gone on
     for planned in plan.ordered:
         _succeed(session, found, planned.key)
-    jobs.remember(session, named, found.sha256, job_id)
+    idempotency.remember(session, named, found.sha256, job_id)
     return job_id
 
 

@@ -116,8 +116,8 @@ class WorkerProcess:
             claim = None if sure else stages.unheard_claim(session, me, lease, self._known)
             claim = claim or stages.claim_one_of(session, spooled, me, lease)
             claim = claim or stages.claim(session, self._queues, me, lease, self._left_to_others(session))
+            workers.report(session, me, claim.stage_id if claim else None, self._draining)
             if claim is not None:
-                workers.report(session, me, claim.stage_id, draining=False)
                 crashpoint("before-claim")
         self._sure, self._known = True, claim or self._known
         return claim
@@ -147,15 +147,7 @@ class WorkerProcess:
         try:
             self._runner.run(claim, watch)
         finally:
-            self._watch = None
-            self._report(None)
-
-    def _report(self, stage_id: int | None) -> None:
-        try:
-            with self._database.write() as session:
-                workers.report(session, self._incarnation, stage_id, self._draining)
-        except Exception as error:
-            log.warning("could not report: %s", error)
+            self._watch = None  # the next claim reports what comes after it
 
     def _beat(self) -> None:
         while not self._ended.wait(self._settings.heartbeat_seconds):

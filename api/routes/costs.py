@@ -3,42 +3,31 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from api import costs as views
 from api.costs import CostTable, CurvesReply
-from api.errors import RESPONSES, Invalid, NotFound, QueryText
-from api.filters import require_job, require_suite
+from api.errors import RESPONSES, Invalid
+from api.filters import JobQuery, require_model
 from api.service import ServiceDep
 from core.jobs import Key
-from store import costs, stages
+from store import costs
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
 MAX_CURVES = 100
 
 
-class TrainingQuery(BaseModel):
-    """Which trainings are shown."""
-
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    suite: QueryText | None = None
-    """Only models of jobs posted as this suite."""
-    job: Annotated[int, Field(ge=1, le=2**62)] | None = None
-    """Only models of this job."""
-
-
-class CostQuery(TrainingQuery):
+class CostQuery(JobQuery):
     """Which trainings are compared."""
 
     device: Literal["cpu", "cuda"] | None = None
     """Device class."""
 
 
-class CurvesQuery(TrainingQuery):
+class CurvesQuery(JobQuery):
     """Which models' curves are shown: those of a suite, of a job, or named ones."""
 
-    model: Annotated[list[Key], Field(max_length=MAX_CURVES)] = []
+    model: list[Key] = Field(default_factory=list[Key], max_length=MAX_CURVES)
     """Keys of train stages; may be repeated."""
 
 
@@ -46,8 +35,7 @@ class CurvesQuery(TrainingQuery):
 def cost(query: Annotated[CostQuery, Query()], service: ServiceDep) -> CostTable:
     """Answer with passes and measured time per example of each training, and ratios to natural training, of one run."""
     with service.database.read() as session:
-        require_job(session, query.job)
-        require_suite(session, query.suite)
+        query.require(session)
         found = costs.trainings(session, suite=query.suite, job=query.job, device=query.device)
     return views.cost_table(costs.runs(found))
 
@@ -56,12 +44,9 @@ def cost(query: Annotated[CostQuery, Query()], service: ServiceDep) -> CostTable
 def curves(query: Annotated[CurvesQuery, Query()], service: ServiceDep) -> CurvesReply:
     """Answer with the training curves of models: losses and accuracy against iterations."""
     with service.database.read() as session:
-        require_job(session, query.job)
-        require_suite(session, query.suite)
+        query.require(session)
         for key in query.model:
-            stage = stages.by_key(session, key)
-            if stage is None or stage.kind != "train":
-                raise NotFound(f"there is no model {key}; GET /models lists them")
+            require_model(session, key)
         found = costs.trainings(session, suite=query.suite, job=query.job, keys=query.model)
     if len(found) > MAX_CURVES:
         raise Invalid(f"these are {len(found)} models, more than {MAX_CURVES}; narrow with model=, job= or suite=")

@@ -4,11 +4,11 @@ import json
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from sqlalchemy.orm import Session
 
-from api.errors import RESPONSES, NotFound, QueryText
-from api.filters import require_job, require_suite
+from api.errors import RESPONSES
+from api.filters import JobQuery, require_model
 from api.schemas import FigureReply, ModelName, SurfaceReply
 from api.service import Service, ServiceDep
 from core.errors import ArtifactCorrupt
@@ -16,7 +16,6 @@ from core.figures import FIGURES
 from core.jobs import DatasetName, Key
 from store.figures import DrawnFigure, FigureFilters, figures
 from store.models import StageState
-from store.stages import by_key
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
 
@@ -25,21 +24,26 @@ LINKS = {"values": "values", "png": "png", "svg": "svg", "html": "page"}
 """Artifact of a draw stage -> its name among the links."""
 
 
-class FigureQuery(BaseModel):
+class FigureQuery(JobQuery):
     """How a list of figures is narrowed."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    job: Annotated[int, Field(ge=1, le=2**62)] | None = None
-    """Only what this job asked for."""
-    suite: QueryText | None = None
-    """Only jobs posted as this suite."""
     dataset: DatasetName | None = None
     """Dataset."""
     model: Key | None = None
     """Only figures that show this model: the key of its train stage."""
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     """Figures at most, the newest ones."""
+
+    def require(self, session: Session) -> None:
+        """Return where everything that is named is there.
+
+        Raises:
+            NotFound: there is no such job or model.
+            Invalid: there is no such suite.
+        """
+        super().require(session)
+        if self.model is not None:
+            require_model(session, self.model)
 
     def filters(self, kinds: list[str] | None = None) -> FigureFilters:
         """Return the query as the store takes it."""
@@ -50,7 +54,7 @@ class FigureQuery(BaseModel):
 def list_figures(query: Annotated[FigureQuery, Query()], service: ServiceDep) -> list[FigureReply]:
     """List figures of every kind, newest first, with links to values, pictures and pages."""
     with service.database.read() as session:
-        _require(session, query)
+        query.require(session)
         return [FigureReply(**_figure(found)) for found in figures(session, query.filters(), query.limit)]
 
 
@@ -58,19 +62,10 @@ def list_figures(query: Annotated[FigureQuery, Query()], service: ServiceDep) ->
 def list_surfaces(query: Annotated[FigureQuery, Query()], service: ServiceDep) -> list[SurfaceReply]:
     """List loss surfaces, newest first, with their values and with links to pictures and pages."""
     with service.database.read() as session:
-        _require(session, query)
+        query.require(session)
         drawn = figures(session, query.filters(SURFACES), query.limit)
         replies = [(_figure(found), found.artifacts.get("values")) for found in drawn]
     return [SurfaceReply(**reply, **_values(service, reply["state"], sha256)) for reply, sha256 in replies]
-
-
-def _require(session: Session, query: FigureQuery) -> None:
-    require_job(session, query.job)
-    require_suite(session, query.suite)
-    if query.model is not None:
-        stage = by_key(session, query.model)
-        if stage is None or stage.kind != "train":
-            raise NotFound(f"there is no model {query.model}; GET /models lists them")
 
 
 def _figure(found: DrawnFigure) -> dict[str, Any]:

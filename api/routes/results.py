@@ -1,23 +1,23 @@
 """Results: the matrices, as JSON, CSV, Markdown or LaTeX."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator
+from pydantic import Field, TypeAdapter, field_validator
 from sqlalchemy.orm import Session
 
 from api import views
 from api.errors import RESPONSES, QueryText
-from api.filters import AttackName, NetworkName, require_job, require_labels, require_suite
+from api.filters import AttackName, NetworkName, ScopeQuery
 from api.forms import Accept, IfNoneMatch, MatrixForm, answer, chosen, in_forms, unchanged
 from api.schemas import MatrixReply
 from api.service import Service, ServiceDep
 from api.terminal import WRITERS
 from core import protocol
-from core.fields import MAX_SEED, Pixels, format_pixels
-from core.jobs import DatasetName
+from core.fields import Pixels, format_pixels
 from store import results
 from store.protocol import asked_of_matrix
 from store.results import Filters, Matrix
@@ -28,21 +28,9 @@ FORMS = in_forms(*WRITERS)
 _pixels: TypeAdapter[Fraction] = TypeAdapter(Pixels)
 
 
-class MatrixQuery(BaseModel):
+class MatrixQuery(ScopeQuery):
     """How a matrix is narrowed; without filters it is the newest comparable group."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    job: Annotated[int, Field(ge=1, le=2**62)] | None = None
-    """Only what this job asked for."""
-    suite: QueryText | None = None
-    """Only jobs posted as this suite."""
-    dataset: DatasetName | None = None
-    """Dataset."""
-    device: Literal["cpu", "cuda"] | None = None
-    """Device class."""
-    images: Annotated[int, Field(ge=1)] | None = None
-    """Test images behind each evaluation."""
     network: NetworkName | None = None
     """Architecture."""
     attack: AttackName | None = None
@@ -51,10 +39,6 @@ class MatrixQuery(BaseModel):
     """Radius of the attack, as a number or a fraction."""
     steps: Annotated[int, Field(ge=1)] | None = None
     """Steps of the attack."""
-    label: list[QueryText] = []
-    """Only these models; may be repeated."""
-    seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = []
-    """Only targets of these seeds; may be repeated."""
     pairing: Literal["all", "same", "independent"] | None = None
     """Which substitutes a target meets; left out, as the newest job said."""
     format: MatrixForm | None = None
@@ -67,10 +51,9 @@ class MatrixQuery(BaseModel):
 
     def filters(self) -> Filters:
         """Return the query as the store takes it."""
-        return Filters(
-            job=self.job, suite=self.suite, dataset=self.dataset, device=self.device, limit=self.images,
-            network=self.network, attack=self.attack, eps=self.eps, steps=self.steps, labels=tuple(self.label),
-            seeds=tuple(self.seed), pairing=self.pairing,
+        return replace(
+            super().filters(), network=self.network, attack=self.attack, eps=self.eps, steps=self.steps,
+            pairing=self.pairing,
         )  # fmt: skip
 
 
@@ -108,12 +91,6 @@ def _blackbox(session: Session, query: MatrixQuery) -> MatrixReply:
     return views.matrix("blackbox", found, strength, cautions_of(session, found))
 
 
-def _require(session: Session, query: MatrixQuery) -> None:
-    require_job(session, query.job)
-    require_suite(session, query.suite)
-    require_labels(session, query.label)
-
-
 def cautions_of(session: Session, found: Matrix) -> list[str]:
     """Return what is known against believing the table: of its models, and how they and it differ from the paper's."""
     asked = asked_of_matrix(session, found)
@@ -131,7 +108,7 @@ def _answer(
         known = service.tags.of(question, stamp)
         if known is not None and if_none_match is not None and known in if_none_match:
             return unchanged(known)
-        _require(session, query)
+        query.require(session)
         reply = make(session, query)
     found = answer(reply, WRITERS, query.format, accept, if_none_match)
     service.tags.learn(question, stamp, found.headers["etag"])

@@ -1,22 +1,19 @@
 """Robustness: the worst case per example over attacks, with intervals over seeds and paired comparisons."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
 
 from api import robustness
 from api.errors import RESPONSES, Invalid, QueryText
-from api.filters import require_job, require_labels, require_suite
+from api.filters import ScopeQuery
 from api.forms import FORMS, Accept, Form, IfNoneMatch, answer
 from api.robustness import RobustnessReply
 from api.routes.results import cautions_of
 from api.service import ServiceDep
 from core.errors import SpecError
-from core.fields import MAX_SEED
-from core.jobs import DatasetName
 from store import results
-from store.results import Axis, Filters, Matrix
+from store.results import Axis, Matrix
 from store.robustness import bits_of
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
@@ -25,36 +22,13 @@ MAX_EVALUATIONS = 2_000
 """Evaluations whose bits one answer reads."""
 
 
-class RobustnessQuery(BaseModel):
+class RobustnessQuery(ScopeQuery):
     """Which models and attacks are shown; without filters the newest comparable group."""
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-
-    job: Annotated[int, Field(ge=1, le=2**62)] | None = None
-    """Only what this job asked for."""
-    suite: QueryText | None = None
-    """Only jobs posted as this suite."""
-    dataset: DatasetName | None = None
-    """Dataset."""
-    device: Literal["cpu", "cuda"] | None = None
-    """Device class."""
-    images: Annotated[int, Field(ge=1)] | None = None
-    """Test images behind each evaluation."""
-    label: list[QueryText] = []
-    """Only these models; may be repeated."""
-    seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = []
-    """Only models of these seeds; may be repeated."""
     reference: QueryText | None = None
     """Label or recipe of the model that the others are paired with; left out, the first one."""
     format: Form | None = None
     """Form of the answer; left out, what Accept asks for, else JSON."""
-
-    def filters(self) -> Filters:
-        """Return the query as the store takes it."""
-        return Filters(
-            job=self.job, suite=self.suite, dataset=self.dataset, device=self.device, limit=self.images,
-            labels=tuple(self.label), seeds=tuple(self.seed),
-        )  # fmt: skip
 
 
 @router.get("/robustness", response_model=RobustnessReply, responses=FORMS)
@@ -66,9 +40,7 @@ def robust(
 ) -> Response:
     """Answer with each model's worst case over the white-box attacks on it, example by example, and pairs of models."""
     with service.database.read() as session:
-        require_job(session, query.job)
-        require_suite(session, query.suite)
-        require_labels(session, query.label)
+        query.require(session)
         found = results.whitebox(session, query.filters())
         bits = bits_of(session, _evaluations(found))
         cautions = cautions_of(session, found)

@@ -11,8 +11,9 @@ from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from store import jobs, stages
+from store import idempotency, jobs, stages
 from store.database import Database, db_now
+from store.idempotency import Known
 from store.models import Job, Stage, StageLog, StageState
 from store.stages import Claim, StaleFence
 from tests import factories
@@ -158,9 +159,9 @@ class ForgetfulService(Service):
         before = self.jobs_made()
         with unanswered(), self.database.write() as session:
             job_id, _ = factories.submit(session, spec)
-            jobs.remember(session, key, "sha", job_id)
+            idempotency.remember(session, key, "sha", job_id)
         with self.database.read() as session:
-            assert jobs.remembered(session, key) == ("sha", job_id)
+            assert idempotency.known(session, key) == Known("sha", None, job_id, None)
         assert self.jobs_made() == before + 1
         self.wanted |= set(plan.stages)
 

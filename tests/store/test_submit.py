@@ -9,8 +9,9 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import IntegrityError
 
 from core.canonical import digest
-from store import events, jobs, stages
+from store import events, idempotency, jobs, stages
 from store.database import Database
+from store.idempotency import Known
 from store.models import Evaluation, Job, JobModel, JobStage, Stage, StageParent
 from tests import factories
 from tests.factories import body, claim, finish, post, states, succeed, trainings, transfer
@@ -255,10 +256,10 @@ class TestIdempotency:
     def test_a_key_remembers_its_request_and_job(self, database: Database):
         with database.write() as session:
             job_id, _ = factories.submit(session)
-            jobs.remember(session, "k", digest("body"), job_id)
+            idempotency.remember(session, "k", digest("body"), job_id)
         with database.read() as session:
-            assert jobs.remembered(session, "k") == (digest("body"), job_id)
-            assert jobs.remembered(session, "other") is None
+            assert idempotency.known(session, "k") == Known(digest("body"), None, job_id, None)
+            assert idempotency.known(session, "other") is None
 
     def test_concurrent_requests_with_one_key_make_one_job(self, database: Database):
         n = 6
@@ -269,7 +270,7 @@ class TestIdempotency:
             try:
                 with database.write() as session:
                     job_id, _ = factories.submit(session)
-                    jobs.remember(session, "k", digest("body"), job_id)
+                    idempotency.remember(session, "k", digest("body"), job_id)
             except IntegrityError:
                 return False
             return True
