@@ -191,8 +191,9 @@ def paper_latex(table: PaperReply) -> str:
 
 
 def _losses(table: PaperReply) -> list[str]:
-    found = {ours.loss for cells in table.cells for cell in cells for ours in cell.measured if ours.loss}
-    return sorted(found)
+    """Return the losses that attacks with a result climbed; where there is no result, all that they could climb."""
+    every = [ours for ours in _measurements(table) if ours.loss]
+    return sorted({str(ours.loss) for ours in every if ours.accuracy is not None} or {str(o.loss) for o in every})
 
 
 def _paper_rows(table: PaperReply, loss: str, between: str) -> list[list[str]]:

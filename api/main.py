@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
+from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter
@@ -22,6 +23,8 @@ from core.suites import suites
 from store import migrate
 from store.settings import Settings, settings
 
+THREADS = 24
+"""Requests at once: below the connections of the database's pool, so that none waits for one until it is refused."""
 M_ARENA_MAX = -8
 
 
@@ -31,6 +34,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         _share_heaps()
+        current_default_thread_limiter().total_tokens = THREADS
         app.state.service = Service.open(chosen or settings())
         _require_schema(app.state.service)
         _end_streams_on_stop(app.state.service)
@@ -61,7 +65,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
 
 
 def _share_heaps() -> None:
-    """Have threads share two heaps where glibc is: else each of the pool's forty keeps what it once needed."""
+    """Have threads share two heaps where glibc is: else each of the pool keeps what it once needed."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(M_ARENA_MAX, 2)

@@ -133,16 +133,21 @@ def _environment(client: Client, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tables(client: Client, only: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tables beside which the job can stand, and why it cannot beside the others."""
+    """Return the tables beside which the job stands with a cell at least, and why it does not beside the others."""
     found: dict[str, Any] = {}
     apart: dict[str, str] = {}
     for number in TABLES:
         try:
-            found[str(number)] = client.get(f"/results/paper/{number}", **only)
+            table = client.get(f"/results/paper/{number}", **only)
         except ApiRefused as refusal:
             if refusal.status != REFUSED or [field["path"] for field in refusal.fields] != ["job"]:
                 raise
             apart[str(number)] = refusal.fields[0]["message"]
+            continue
+        if any(_runs(table, loss) for loss in LOSSES):
+            found[str(number)] = table
+        else:
+            apart[str(number)] = "no attack of it has a result"
     return found, apart
 
 
@@ -175,10 +180,12 @@ def _seconds(job: dict[str, Any]) -> float | None:
 def _page(client: Client, found: dict[str, Any]) -> str:
     suite, cost = found["suite"], found["job"]["cost"]
     seconds = "not finished" if found["wall_seconds"] is None else f"{found['wall_seconds']:.0f} s"
+    imported = all(origin.get("imported") for origin in found["origins"])
+    when = "its results were imported" if imported else f"wall time of this run {seconds}"
     head = [
         f"# {suite} on {found['device']}", "", " ".join(found["description"].split()), "",
-        f"Made by `{found['command']}`; job {found['job']['id']} {found['job']['state']}, wall time of this run "
-        f"{seconds}, device time of all its stages {cost['used_seconds']:.0f} s. "
+        f"Made by `{found['command']}`; job {found['job']['id']} {found['job']['state']}, {when}, "
+        f"device time of all its stages {cost['used_seconds']:.0f} s. "
         f"Every count is in {suite}-{found['device']}.json.", "",
     ]  # fmt: skip
     only = {"job": found["job"]["id"]}
