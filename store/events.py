@@ -19,12 +19,13 @@ _WANTING = (
     .order_by(JOBS.c.id)
 )
 _LOCK, _LOCK_FREE = _WANTING.with_for_update(), _WANTING.with_for_update(skip_locked=True)
-_NUMBER = (
+NUMBER = (
     update(JOBS)
     .where(JOBS.c.id.in_(_TOLD))
     .values(last_event=JOBS.c.last_event + 1)
     .returning(JOBS.c.id, JOBS.c.last_event)
 )
+"""Takes the next number of jobs; whoever changes more of them with the event adds to it."""
 _APPEND = insert(EVENTS).values(at=db_now())
 
 
@@ -33,13 +34,16 @@ def first(session: Session, job_id: int, kind: str, data: dict[str, Any]) -> Non
     session.execute(_APPEND, {"job_id": job_id, "seq": 1, "kind": kind, "data": data})
 
 
-def append(session: Session, job_ids: Sequence[int], kind: str, data: dict[str, Any]) -> None:
-    """Append one event to each of the locked jobs."""
+def append(
+    session: Session, job_ids: Sequence[int], kind: str, data: dict[str, Any], number: Any = NUMBER, **more: Any
+) -> list[Any]:
+    """Append one event to each of the locked jobs; return the rows of `number`, which takes the parameters `more`."""
     if not job_ids:
-        return
-    numbers = session.execute(_NUMBER, {"told": job_ids}).all()
-    rows = [{"job_id": row.id, "seq": row.last_event, "kind": kind, "data": data} for row in sorted(numbers)]
+        return []
+    told = sorted(session.execute(number, {"told": job_ids, **more}))
+    rows = [{"job_id": job.id, "seq": job.last_event, "kind": kind, "data": data} for job in told]
     session.execute(_APPEND, rows if len(rows) > 1 else rows[0])
+    return told
 
 
 def lock_jobs(session: Session, stage_ids: Iterable[int], *, skip_locked: bool = False) -> list[int]:
@@ -50,11 +54,11 @@ def lock_jobs(session: Session, stage_ids: Iterable[int], *, skip_locked: bool =
     return list(session.scalars(_LOCK_FREE if skip_locked else _LOCK, {"stages": wanted}))
 
 
-def tell_jobs(session: Session, stage_ids: Iterable[int], kind: str, data: dict[str, Any]) -> list[int]:
-    """Append an event to every live job that wants one of the stages; return those jobs, locked, in id order."""
-    jobs = lock_jobs(session, stage_ids)
-    append(session, jobs, kind, data)
-    return jobs
+def tell_jobs(
+    session: Session, stage_ids: Iterable[int], kind: str, data: dict[str, Any], number: Any = NUMBER, **more: Any
+) -> list[Any]:
+    """Append an event, as `append` does, to every live job that wants one of the stages, locked in id order."""
+    return append(session, lock_jobs(session, stage_ids), kind, data, number, **more)
 
 
 def since(session: Session, job_id: int, seq: int, limit: int = 500) -> list[Event]:

@@ -4,15 +4,16 @@ The one exception to "results never change". What was computed from the lost byt
 they were read: it is withdrawn only where the stage comes to other bytes when it runs again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import and_, delete, exists, func, insert, literal, select, update
+from sqlalchemy import and_, bindparam, delete, exists, func, insert, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
 from store import events, stages
 from store.database import db_now
 from store.models import (
+    LOST_RESULTS,
     Checkpoint,
     Evaluation,
     LostResult,
@@ -167,7 +168,7 @@ def _revive(session: Session, mine: Sequence[int], reason: str) -> None:
 
 def succeed(
     session: Session, stage_id: int, fence: int, payload: dict[str, Any], environment: dict[str, Any],
-    artifacts: Sequence[StoredArtifact],
+    artifacts: Sequence[StoredArtifact], lines: Iterable[tuple[float, str]] = (),
 ) -> list[Bell]:  # fmt: skip
     """Publish a stage's result as `stages.succeed` does; what rests upon other bytes of an earlier result goes.
 
@@ -181,13 +182,20 @@ def succeed(
         title = session.scalar(select(Stage.title).where(stages.is_held(stage_id, fence)))
         if title is not None:  # before the result is there: a job ends with the last of its stages
             withdraw(session, outdated, f"{title} came to other bytes when it ran again")
-    return stages.succeed(session, stage_id, fence, payload, environment, artifacts)
+    return stages.succeed(session, stage_id, fence, payload, environment, artifacts, lines)
+
+
+_LAST_LOST = (
+    select(LOST_RESULTS.c.artifacts)
+    .where(LOST_RESULTS.c.stage_id == bindparam("stage"))
+    .order_by(LOST_RESULTS.c.fence.desc())
+    .limit(1)
+)
 
 
 def _resting_on_other_bytes(session: Session, stage_id: int, artifacts: Sequence[StoredArtifact]) -> list[int]:
     """Return the succeeded stages below one whose withdrawn result had other bytes than these."""
-    last = select(LostResult.artifacts).where(LostResult.stage_id == stage_id).order_by(LostResult.fence.desc())
-    before = session.scalars(last.limit(1)).first()
+    before = session.scalars(_LAST_LOST, {"stage": stage_id}).first()
     after = {artifact.name: artifact.sha256 for artifact in artifacts}
     if before is None or _without_description(before) == _without_description(after):
         return []

@@ -382,5 +382,6 @@ def _table(model: type[Base]) -> Table:
 JOBS, STAGES, PARENTS, JOB_STAGES, JOB_MODELS = map(_table, (Job, Stage, StageParent, JobStage, JobModel))
 ATTEMPTS, RESULTS, EVALUATIONS, EVENTS, WORKERS = map(_table, (Attempt, Result, Evaluation, Event, Worker))
 ARTIFACTS, STAGE_ARTIFACTS, CHECKPOINTS, STAGE_LOGS = map(_table, (Artifact, StageArtifact, Checkpoint, StageLog))
+LOST_RESULTS = _table(LostResult)
 """The tables themselves. Statements that run for every request and every stage are made of them, once, with parameters:
 building one of mapped classes each time costs several times what the database takes to run it."""

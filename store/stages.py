@@ -15,6 +15,7 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    case,
     delete,
     exists,
     false,
@@ -160,10 +161,10 @@ _START = (
     .returning(STAGES.c.id, STAGES.c.fence, STAGES.c.key, STAGES.c.kind, STAGES.c.title, STAGES.c.spec)
 )
 _ATTEMPT = insert(ATTEMPTS).values(started_at=db_now())
-_BEGIN = (
-    update(JOBS)
-    .where(JOBS.c.id.in_(bindparam("told", expanding=True)), JOBS.c.state == JobState.QUEUED)
-    .values(state=JobState.RUNNING, started_at=db_now())
+_QUEUED = JOBS.c.state == JobState.QUEUED
+_BEGIN = events.NUMBER.values(
+    state=case((_QUEUED, JobState.RUNNING), else_=JOBS.c.state),
+    started_at=case((_QUEUED, db_now()), else_=JOBS.c.started_at),
 )
 _HELD = select(STAGES.c.id).where(is_held(_STAGE, _FENCE)).with_for_update()
 _LINES_SINCE = select(STAGE_LOGS.c.at, STAGE_LOGS.c.line).where(
@@ -197,17 +198,12 @@ _CHILDREN = (
     .order_by(STAGES.c.id)
     .with_for_update()
 )
-_SETTLE = (
-    update(JOBS)
-    .where(JOBS.c.id.in_(bindparam("told", expanding=True)))
-    .values(
-        unfinished=JOBS.c.unfinished
-        - select(func.count())
-        .where(JOB_STAGES.c.job_id == JOBS.c.id, JOB_STAGES.c.stage_id.in_(bindparam("stages", expanding=True)))
-        .scalar_subquery()
-    )
-    .returning(JOBS.c.id, JOBS.c.unfinished, JOBS.c.cancel_requested)
-)
+_SETTLE = events.NUMBER.values(
+    unfinished=JOBS.c.unfinished
+    - select(func.count())
+    .where(JOB_STAGES.c.job_id == JOBS.c.id, JOB_STAGES.c.stage_id.in_(bindparam("stages", expanding=True)))
+    .scalar_subquery()
+).returning(JOBS.c.unfinished, JOBS.c.cancel_requested)
 
 
 def claim(
@@ -267,9 +263,7 @@ def unheard_claim(session: Session, worker: str, lease_seconds: float, known: Cl
 def _start(session: Session, stage_id: int, worker: str, lease_seconds: float) -> Claim:
     stage = session.execute(_START, {"stage": stage_id, "worker": worker, "lease": lease_seconds}).one()
     session.execute(_ATTEMPT, {"stage_id": stage.id, "fence": stage.fence, "worker": worker})
-    jobs = events.tell_jobs(session, [stage_id], "stage.running", {"key": stage.key, "title": stage.title})
-    if jobs:
-        session.execute(_BEGIN, {"told": jobs})
+    events.tell_jobs(session, [stage_id], "stage.running", {"key": stage.key, "title": stage.title}, _BEGIN)
     return Claim(stage.id, stage.fence, stage.key, stage.kind, stage.title, stage.spec)
 
 
@@ -290,9 +284,13 @@ def write_log(session: Session, stage_id: int, fence: int, lines: Iterable[tuple
 
     The answer to the write before may have been lost: its lines then come again.
     """
-    held = session.scalar(_HELD, {"stage": stage_id, "under": fence})
+    if session.scalar(_HELD, {"stage": stage_id, "under": fence}) is not None:
+        _append_log(session, stage_id, fence, lines)
+
+
+def _append_log(session: Session, stage_id: int, fence: int, lines: Iterable[tuple[float, str]]) -> None:
     new = [(at, storable(line)) for at, line in lines]
-    if held is None or not new:
+    if not new:
         return
     since = min(at for at, _ in new)
     written = session.execute(_LINES_SINCE, {"stage": stage_id, "under": fence, "since": since})
@@ -312,7 +310,7 @@ def add_checkpoint(session: Session, stage_id: int, fence: int, stored: StoredAr
     """
     if session.scalar(select(Stage.id).where(is_held(stage_id, fence)).with_for_update()) is None:
         raise StaleFence
-    _record_artifact(session, stored)
+    _record_artifacts(session, [stored])
     newest = session.scalar(select(func.max(Checkpoint.number)).where(Checkpoint.stage_id == stage_id)) or 0
     session.execute(
         insert(Checkpoint).values(
@@ -332,9 +330,11 @@ def checkpoints(session: Session, stage_id: int) -> list[str]:
 
 def succeed(
     session: Session, stage_id: int, fence: int, payload: dict[str, Any], environment: dict[str, Any],
-    artifacts: Sequence[StoredArtifact],
+    artifacts: Sequence[StoredArtifact], lines: Iterable[tuple[float, str]] = (),
 ) -> list[Bell]:  # fmt: skip
-    """Publish a stage's result and return the children it made ready. Repeating a published success is harmless.
+    """Publish a stage's result, with the last `lines` of its log, and return the children it made ready.
+
+    Repeating a published success is harmless.
 
     Raises:
         StaleFence: the claim is lost; nothing was written.
@@ -346,8 +346,9 @@ def succeed(
         raise StaleFence
     result = {"stage_id": stage_id, "fence": fence, "payload": payload, "environment": environment}
     session.execute(_RESULT, result)
-    for stored in sorted(artifacts, key=lambda artifact: artifact.sha256):  # one order for all who store the same
-        add_artifact(session, stage_id, stored)
+    _append_log(session, stage_id, fence, lines)
+    if artifacts:
+        _add_artifacts(session, stage_id, artifacts)
     session.execute(_FORGET_CHECKPOINTS, {"stage": stage_id})
     if stage.kind == "evaluate":
         session.execute(_COUNT, {"stage": stage_id, "n": payload["n"], "n_correct": payload["n_correct"]})
@@ -450,9 +451,14 @@ def _end(
 
 
 def add_artifact(session: Session, stage_id: int, stored: StoredArtifact) -> None:
-    """Record an artifact of a succeeded stage's result; it may come later than the result that names it."""
-    _record_artifact(session, stored)
-    session.execute(insert(STAGE_ARTIFACTS), {"stage_id": stage_id, "name": stored.name, "sha256": stored.sha256})
+    """Record an artifact that a succeeded stage's result named, and that came later than the result."""
+    _add_artifacts(session, stage_id, [stored])
+
+
+def _add_artifacts(session: Session, stage_id: int, artifacts: Sequence[StoredArtifact]) -> None:
+    _record_artifacts(session, artifacts)
+    rows = [{"stage_id": stage_id, "name": stored.name, "sha256": stored.sha256} for stored in artifacts]
+    session.execute(insert(STAGE_ARTIFACTS), rows)
 
 
 @cache
@@ -461,10 +467,13 @@ def _record_statement(dialect: str) -> Any:
     return new.on_conflict_do_update(index_elements=[ARTIFACTS.c.sha256], set_={"size": new.excluded.size})
 
 
-def _record_artifact(session: Session, stored: StoredArtifact) -> None:
-    """Insert the artifact's row; one that is there is locked, so that no collection deletes it before this is done."""
-    row = {"sha256": stored.sha256, "size": stored.size, "media_type": stored.media_type}
-    session.execute(_record_statement(dialect_of(session)), row)
+def _record_artifacts(session: Session, artifacts: Sequence[StoredArtifact]) -> None:
+    """Insert rows of artifacts; one that is there is locked, so that no collection deletes it before this is done."""
+    rows = [
+        {"sha256": stored.sha256, "size": stored.size, "media_type": stored.media_type}
+        for stored in sorted(artifacts, key=lambda artifact: artifact.sha256)  # one order for all who store the same
+    ]
+    session.execute(_record_statement(dialect_of(session)), rows)
 
 
 def unfinished_parents() -> Any:
@@ -521,10 +530,7 @@ def _end_descendants(session: Session, stage_id: int, title: str | None, event: 
 
 def _settle(session: Session, stage_ids: Sequence[int], event: str, data: dict[str, Any]) -> None:
     """Tell the jobs that wait for stages which have just ended, and end those that wait for nothing more."""
-    told = events.tell_jobs(session, stage_ids, event, data)
-    if not told:
-        return
-    for job in sorted(session.execute(_SETTLE, {"told": told, "stages": stage_ids})):
+    for job in events.tell_jobs(session, stage_ids, event, data, _SETTLE, stages=stage_ids):
         if job.cancel_requested or not job.unfinished:
             roll_up(session, job.id)
 

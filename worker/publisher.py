@@ -115,9 +115,8 @@ class Publisher:
         """Publish in one transaction, whose fence makes repeating it safe."""
         outcome = finding.outcome
         with self._database.write() as session:
-            stages.write_log(session, claim.stage_id, claim.fence, lines)
             bells = lost.succeed(
-                session, claim.stage_id, claim.fence, outcome.payload, finding.environment, stored
+                session, claim.stage_id, claim.fence, outcome.payload, finding.environment, stored, lines
             )  # fmt: skip
             crashpoint("before-result")
             return bells

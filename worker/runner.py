@@ -275,7 +275,9 @@ class StageContext:
         return self._runner.dataset(name)
 
     def checkpoints(self) -> Iterator[bytes]:
-        """Yield this stage's sound checkpoints, newest first."""
+        """Yield this stage's sound checkpoints, newest first; the first attempt has none."""
+        if self._claim.fence == 1:
+            return
         for sha256 in self._patiently(lambda: self._runner.checkpoints(self._claim.stage_id)):
             data = self._patiently(partial(self._runner.checkpoint, sha256))
             self.log(f"checkpoint {sha256[:12]}: " + ("torn, trying the one before" if data is None else "going on"))

@@ -242,7 +242,7 @@ def test_what_is_put_again_while_it_is_collected_stays(
         for sha256 in (again, gone):
             os.utime(store.path(sha256), (0, 0))
         with database.write() as session:
-            stages._record_artifact(session, stored("weights", held.key))
+            stages._record_artifacts(session, [stored("weights", held.key)])
         unused = FolderStore.unused
 
         def listed_before_it_is_put_again(*arguments: Any) -> Any:
