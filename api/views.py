@@ -1,7 +1,6 @@
 """From rows to replies."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -143,8 +142,3 @@ def _axis(axis: Axis, strength: dict[str, Cell]) -> AxisReply:
         key=axis.key, label=axis.label, recipe=axis.recipe, attack=axis.attack,
         self_accuracy=own.accuracy if own else None,
     )  # fmt: skip
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON-ready data."""
-    return value.model_dump(mode="json")

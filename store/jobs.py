@@ -112,8 +112,8 @@ def _insert_ignore(session: Session, table: Table, rows: Sequence[dict[str, Any]
 
 def _insert_missing(session: Session, ordered: Sequence[PlannedStage], device: str, priority: int) -> None:
     """Insert the stages nobody has asked for yet, in one order for everyone: (depth, key)."""
-    rows = [_stage_row(stage, device, priority) for stage in ordered]
-    _insert_ignore(session, STAGES, rows, created_at=db_now())
+    for chunk in chunks(ordered):  # the specs of thousands at once take memory that never comes back
+        _insert_ignore(session, STAGES, [_stage_row(stage, device, priority) for stage in chunk], created_at=db_now())
 
 
 def _stage_row(stage: PlannedStage, device: str, priority: int) -> dict[str, Any]:

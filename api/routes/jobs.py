@@ -8,8 +8,7 @@ from contextlib import suppress
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from fastapi.responses import JSONResponse
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -119,7 +118,7 @@ def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | Non
         if dry_run:
             with service.database.read() as session:
                 reply = _plan_reply(session, job, _planned(service, session, job))
-            return JSONResponse(views.plain(reply))
+            return _json_answer(reply)
         return _once(service, suite, job, idempotency_key, digest(body))
     except SpecError as error:
         raise _with_origins(of_spec_error(error), body) from None
@@ -229,7 +228,12 @@ def _kept(job_id: int, body: str, **headers: str) -> Response:
 
 
 def _created(reply: JobReply) -> Response:
-    return JSONResponse(views.plain(reply), 201, {"Location": f"/jobs/{reply.id}"})
+    return _json_answer(reply, 201, {"Location": f"/jobs/{reply.id}"})
+
+
+def _json_answer(reply: BaseModel, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """Return the reply written in one go: by way of objects, one of thousands of stages takes twice the memory."""
+    return Response(reply.model_dump_json(), status, headers, "application/json")
 
 
 def parse_job(body: Any) -> tuple[str | None, Job]:
@@ -345,11 +349,10 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     )
 
 
-@router.get("/jobs/{job_id}")
-def get_job(job_id: JobId, service: ServiceDep) -> JobReply:
+@router.get("/jobs/{job_id}", response_model=JobReply)
+def get_job(job_id: JobId, service: ServiceDep) -> Response:
     """Answer with a job: progress, cost, and every stage with what it waits for."""
-    with service.database.read() as session:
-        return job_reply(service, session, job_id)
+    return _json_answer(_shown(service, job_id))
 
 
 @router.get("/jobs")
@@ -370,8 +373,8 @@ def list_jobs(
         return JobPage(jobs=[views.summary(job, counts[job.id]) for job in page.jobs], cursor=page.cursor)
 
 
-@router.post("/jobs/{job_id}/cancel", status_code=202)
-def cancel_job(job_id: JobId, service: ServiceDep) -> JobReply:
+@router.post("/jobs/{job_id}/cancel", status_code=202, response_model=JobReply)
+def cancel_job(job_id: JobId, service: ServiceDep) -> Response:
     """Stop a job. Stages that another live job wants go on; the rest stop within seconds."""
     with service.database.write() as session:
         before = jobs.by_id(session, job_id)
@@ -380,7 +383,7 @@ def cancel_job(job_id: JobId, service: ServiceDep) -> JobReply:
         if before.state in JOB_ENDED and before.state != JobState.CANCELLED:
             raise Conflict(f"job {job_id} has already {before.state}; there is nothing to cancel")
         jobs.cancel(session, job_id)
-    return _shown(service, job_id)
+    return _json_answer(_shown(service, job_id), 202)
 
 
 @router.post("/jobs/{job_id}/retry", status_code=201, response_model=JobReply)
