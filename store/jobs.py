@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Table, bindparam, func, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from core.attacks import Attack
 from core.canonical import digest
@@ -310,8 +310,22 @@ _STAGES_OF = (
     .where(JobStage.job_id == bindparam("job"))
     .order_by(JobStage.position)
 )
+_STAGES_WITHOUT_SPECS_OF = _STAGES_OF.options(defer(Stage.spec, raiseload=True))
+_ATTACKS = (
+    select(func.min(JOB_STAGES.c.position))
+    .join(EVALUATIONS, EVALUATIONS.c.stage_id == JOB_STAGES.c.stage_id)
+    .where(JOB_STAGES.c.job_id == bindparam("job"))
+    .group_by(EVALUATIONS.c.attack_id)
+)
+_ATTACKS_OF = (
+    select(EVALUATIONS.c.attack, EVALUATIONS.c.image_limit)
+    .join(JOB_STAGES, JOB_STAGES.c.stage_id == EVALUATIONS.c.stage_id)
+    .where(JOB_STAGES.c.job_id == bindparam("job"), JOB_STAGES.c.position.in_(_ATTACKS))
+    .order_by(JOB_STAGES.c.position)
+)
+_SPECS = select(STAGES.c.id, STAGES.c.spec).where(STAGES.c.id.in_(_IDS))
 _MODELS_OF = (
-    select(STAGES.c.key, JOB_MODELS.c.recipe, JOB_MODELS.c.label, JOB_MODELS.c.role, STAGES.c.seed)
+    select(STAGES.c.key, STAGES.c.spec, JOB_MODELS.c.recipe, JOB_MODELS.c.label, JOB_MODELS.c.role, STAGES.c.seed)
     .join(STAGES, STAGES.c.id == JOB_MODELS.c.stage_id)
     .where(JOB_MODELS.c.job_id == bindparam("job"))
     .order_by(JOB_MODELS.c.role.desc(), JOB_MODELS.c.position)
@@ -338,9 +352,25 @@ def labels(session: Session, limit: int) -> list[str]:
     return list(session.scalars(select(JobModel.label).distinct().order_by(JobModel.label).limit(limit)))
 
 
-def stages_of(session: Session, job_id: int) -> list[tuple[Stage, bool]]:
-    """Return a job's stages, with whether each was reused, in the order they were planned."""
-    return [(row[0], row[1]) for row in session.execute(_STAGES_OF, {"job": job_id})]
+def stages_of(session: Session, job_id: int, *, specs: bool = True) -> list[tuple[Stage, bool]]:
+    """Return a job's stages, with whether each was reused, in the order they were planned.
+
+    Without their specs, which are most of what there is of them, reading a large job takes a fraction.
+    """
+    query = _STAGES_OF if specs else _STAGES_WITHOUT_SPECS_OF
+    return [(row[0], row[1]) for row in session.execute(query, {"job": job_id})]
+
+
+def specs(session: Session, stage_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the specs of a few stages, in that order."""
+    found = {row.id: row.spec for row in session.execute(_SPECS, {"ids": stage_ids})}
+    return [found[stage_id] for stage_id in stage_ids]
+
+
+def attacks_of(session: Session, job_id: int) -> list[tuple[dict[str, Any], int]]:
+    """Return every attack of a job's evaluations, with the test images of the first; clean images are none."""
+    rows = session.execute(_ATTACKS_OF, {"job": job_id})
+    return [(row.attack, row.image_limit) for row in rows]
 
 
 _UNFINISHED_PARENTS = (
@@ -456,5 +486,5 @@ def _without_execution(stage: StageSpec) -> str:
 
 
 def models_of(session: Session, job_id: int) -> list[dict[str, Any]]:
-    """Return a job's models by role and position: key, recipe, label, role, seed."""
+    """Return a job's models by role and position: key, spec, recipe, label, role, seed."""
     return [dict(row) for row in session.execute(_MODELS_OF, {"job": job_id}).mappings()]

@@ -7,37 +7,38 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from core.canonical import canonical_json
 from core.datasets import DATASETS
 from core.figures import AnyFigure, Figure
 from core.protocol import Asked
 from core.stages.train import Train
+from store import jobs
 from store.models import Stage
 from store.results import Matrix
 
 _figure: TypeAdapter[Figure] = TypeAdapter(AnyFigure)
 
 
-def asked_of(rows: Sequence[Stage], models: Sequence[Mapping[str, Any]]) -> Asked | None:
+def asked_of(
+    session: Session, job_id: int, rows: Sequence[Stage], models: Sequence[Mapping[str, Any]]
+) -> Asked | None:  # fmt: skip
     """Return what the job of these stages and models asked for; None where this code cannot read it any more."""
     try:
-        return _asked_of(rows, models) if rows and rows[0].dataset in DATASETS else None
+        return _asked_of(session, job_id, rows, models) if rows and rows[0].dataset in DATASETS else None
     except ValidationError:
         return None
 
 
-def _asked_of(rows: Sequence[Stage], models: Sequence[Mapping[str, Any]]) -> Asked:
-    trains = {row.key: row for row in rows if row.kind == "train"}
-    labels = {model["label"]: trains[model["key"]].spec for model in reversed(models) if model["key"] in trains}
-    dataset = rows[0].dataset
-    limits = {row.spec["limit"] for row in rows if row.kind == "evaluate"}
-    attacks = {canonical_json(row.spec["attack"]): row.spec["attack"] for row in rows if row.kind == "craft"}
+def _asked_of(session: Session, job_id: int, rows: Sequence[Stage], models: Sequence[Mapping[str, Any]]) -> Asked:
+    own = {row.key for row in rows}
+    labels = {model["label"]: model["spec"] for model in reversed(models) if model["key"] in own}
+    evaluated = jobs.attacks_of(session, job_id) if any(row.kind == "evaluate" for row in rows) else []
+    drawn = [row.id for row in rows if row.kind == "draw"]
     return Asked(
-        dataset,
+        rows[0].dataset,
         {label: Train.model_validate(spec) for label, spec in reversed(labels.items())},
-        max((limit or DATASETS[dataset].test_size for limit in limits), default=None),
-        list(attacks.values()),
-        [_figure.validate_python(row.spec["figure"]) for row in rows if row.kind == "draw"],
+        max((images for _, images in evaluated), default=None),
+        [attack for attack, _ in evaluated if attack["kind"] != "none"],
+        [_figure.validate_python(spec["figure"]) for spec in jobs.specs(session, drawn)] if drawn else [],
     )
 
 

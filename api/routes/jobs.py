@@ -263,10 +263,13 @@ def _planned(service: Service, session: Session, job: Job, execution: Execution 
     return planned
 
 
-def _execution(rows: Sequence[tuple[Stage, bool]]) -> Execution | None:
-    """Return how a job of these stages is executed: its models may have come from elsewhere, its last stages not."""
-    found = next((row.spec["execution"] for row, _ in reversed(rows) if "execution" in row.spec), None)
-    return found and Execution.model_validate(found)
+def _execution(session: Session, rows: Sequence[Stage]) -> Execution | None:
+    """Return how a job of these stages is executed: its models may have come from elsewhere, its last stages not.
+
+    Drawing is the same everywhere.
+    """
+    last = next((row for row in reversed(rows) if row.kind != "draw"), None)
+    return last and Execution.model_validate(jobs.specs(session, [last.id])[0]["execution"])
 
 
 def _replay(service: Service, key: str, request_sha256: str) -> Response | None:
@@ -324,21 +327,21 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     job = jobs.by_id(session, job_id)
     if job is None:
         raise NotFound(f"there is no job {job_id}")
-    rows = jobs.stages_of(session, job_id)
+    rows = jobs.stages_of(session, job_id, specs=False)
     reasons = waiting.reasons(session, [row for row, _ in rows], service.alive_seconds)
     every = [(row.flop, row.state, reused, row.device_seconds) for row, reused in rows]
     running = [row for row, _ in rows if row.state == StageState.RUNNING]
     device = "cuda" if any(row.queue == "gpu" for row, _ in rows) else "cpu"
     short = views.summary(job, views.counted([row for row, _ in rows]), running)
     models = jobs.models_of(session, job_id)
-    asked = asked_of([row for row, _ in rows], models)
+    asked = asked_of(session, job_id, [row for row, _ in rows], models)
     return JobReply(
         **short.model_dump(),
         spec=job.spec,
-        execution=_execution(rows),
+        execution=_execution(session, [row for row, _ in rows]),
         pairing=views.pairing(job.kind, job.pairing),
         cost=views.cost(session, device, every),
-        models=[ModelLabel(**row) for row in models],
+        models=[ModelLabel(**{name: model[name] for name in ModelLabel.model_fields}) for model in models],
         stages=[views.stage(row, reused, reasons) for row, reused in rows],
         links={
             "whitebox-matrix": f"/results/whitebox-matrix?job={job_id}",
@@ -398,7 +401,7 @@ def retry_job(
     """
     with service.database.read() as session:
         old = jobs.by_id(session, job_id)
-        execution = _execution(jobs.stages_of(session, job_id))
+        execution = _execution(session, [row for row, _ in jobs.stages_of(session, job_id, specs=False)])
     if old is None:
         raise NotFound(f"there is no job {job_id}")
     if old.state not in (JobState.FAILED, JobState.CANCELLED):
