@@ -233,6 +233,8 @@ def _claims(url: str, worker: str, claims: int, rest: float) -> list[float]:
 def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows, each service in a database of its own."""
     with PostgresServer() as postgres, RedisServer() as redis:
+        postgres.execute("ALTER SYSTEM SET shared_buffers = '512MB'")  # as in docker-compose.yml
+        postgres.restart()
 
         def service(name: str) -> Processes:
             url = postgres.create_database(name)
