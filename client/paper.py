@@ -1,4 +1,4 @@
-"""The paper's tables from the service: printed, or written to a folder of results."""
+"""The paper's tables and figures from the service: printed, or written to a folder of results."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,8 @@ from client.api import ApiRefused, Client
 TABLES = (1, 2, 3)
 REFUSED = 422
 LOSSES = ("label", "training")
+PICTURES = {"svg": "svg", "page": "html", "values": "json"}
+"""Link of a figure -> ending of the file that it is written to."""
 
 
 def text(table: dict[str, Any]) -> str:
@@ -74,7 +76,7 @@ class NothingToWrite(Exception):
 
 
 def write(client: Client, suite: str, folder: Path, device: str | None = None) -> list[Path]:
-    """Return the files written: every count of one job with where it comes from, and the tables beside the paper's.
+    """Return the files written: every count of one job with where it comes from, tables beside the paper's, figures.
 
     The job is the newest of the suite, on `device` where one is given; everything in the files is that job's.
 
@@ -100,11 +102,35 @@ def write(client: Client, suite: str, folder: Path, device: str | None = None) -
         "not_beside": apart,
         "matrices": matrices,
     }  # fmt: skip
+    name = f"{suite}-{execution['device']}"
     folder.mkdir(parents=True, exist_ok=True)
-    data, page = (folder / f"{suite}-{execution['device']}.{form}" for form in ("json", "md"))
+    drawn, pictures = _figures(client, job, folder / name)
+    found["figures"] = drawn
+    data, page = (folder / f"{name}.{form}" for form in ("json", "md"))
     data.write_text(json.dumps(_without_hosts(found), indent=1) + "\n", encoding="utf-8")
     page.write_text(_page(client, found), encoding="utf-8")
-    return [data, page]
+    return [data, page, *pictures]
+
+
+def _figures(client: Client, job: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    """Return the job's figures as they were asked for, with the names of their files, and those files."""
+    asked = [_spec(figure) for figure in job["spec"].get("figures", [])]
+    every = client.figures(job=job["id"], limit=100) if asked else []
+    found = sorted(every, key=lambda drawn: [*asked, _spec(drawn["figure"])].index(_spec(drawn["figure"])))
+    figures: list[dict[str, Any]] = []
+    written: list[Path] = []
+    for number, drawn in enumerate(found, 1):
+        names: dict[str, str] = {}
+        for link, ending in PICTURES.items():
+            if link in drawn["links"]:
+                path = folder / f"{number:02}-{drawn['figure']['kind']}.{ending}"
+                folder.mkdir(exist_ok=True)
+                path.write_text(client.text(drawn["links"][link]), encoding="utf-8")
+                names[link] = f"{folder.name}/{path.name}"
+                written.append(path)
+        said = {name: drawn[name] for name in ("key", "title", "caption", "figure", "models", "state")}
+        figures.append({**said, "files": names})
+    return figures, written
 
 
 def _newest(client: Client, suite: str, device: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -195,4 +221,18 @@ def _page(client: Client, found: dict[str, Any]) -> str:
         for name, matrix in found["matrices"].items()
         if matrix["scope"]
     ]
-    return "\n".join([*head, *tables, *matrices])
+    return "\n".join([*head, *tables, *matrices, *(_shown(figure) for figure in found["figures"])])
+
+
+def _spec(figure: dict[str, Any]) -> dict[str, Any]:
+    """Return the figure without its models, which a job names and a stage has by their keys."""
+    return {name: value for name, value in figure.items() if name != "models" and value is not None}
+
+
+def _shown(figure: dict[str, Any]) -> str:
+    files = figure["files"]
+    if "svg" not in files:
+        return f"### {figure['title']}\n\nNot drawn ({figure['state']}).\n"
+    turn = f" [A page on which it can be turned]({files['page']})." if "page" in files else ""
+    values = f" [Its values]({files['values']})." if "values" in files else ""
+    return f"### {figure['title']}\n\n![{figure['title']}]({files['svg']})\n\n{figure['caption']}{turn}{values}\n"

@@ -2,12 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from client import cli
 from client.paper import text
-from store import jobs
+from core.jobs import AnyJob
+from core.stages.draw import MEDIA
+from core.understood import understood
+from store import jobs, stages
+from store.artifacts import FolderStore
+from store.stages import StoredArtifact
 from tests import factories
 from tests.client.conftest import Served
 
@@ -136,3 +143,37 @@ def test_what_is_missing_or_too_much_is_said(tiny: Served, arguments: tuple[str,
 def test_a_suite_that_does_not_exist(tiny: Served, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["--url", tiny.url, "paper", "--write", "x", "--suite", "nope"]) == 1
     assert "there is no suite 'nope'" in capsys.readouterr().err
+
+
+def test_figures_are_written_as_they_were_asked_for(
+    served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):  # fmt: skip
+    """Each as a picture, its values, and where it can be turned a page; the page of results shows and links them."""
+    from core.suites import expand_suite
+
+    suite = "figures-tiny"
+    spec = expand_suite({"suite": suite})
+    asked = TypeAdapter[Any](AnyJob).validate_python(spec)
+    spec = understood(asked, factories.planned(spec)).model_dump(mode="json", exclude_none=True)  # as the API stores it
+    job = factories.post(served.database, spec, suite=suite, execution=factories.EXECUTION)
+    store = FolderStore(Path(str(served.database.url.database)).parent / "artifacts")
+    while (claim := factories.try_claim(served.database)) is not None:
+        if claim.kind != "draw":
+            factories.succeed(served.database, claim)
+            continue
+        names = [name for name in MEDIA if name != "html" or claim.spec["figure"]["kind"] == "surfaces"]
+        stored = [StoredArtifact(name, store.put(f"{name} of {claim.key}".encode()), 1, MEDIA[name]) for name in names]
+        with served.database.write() as session:
+            payload = {"title": claim.title, "caption": "C"}
+            stages.succeed(session, claim.stage_id, claim.fence, payload, {}, stored)
+    assert paper(served, capsys, "--suite", suite, "--write", str(tmp_path))[0] == 0
+    found = json.loads((tmp_path / f"{suite}-cpu.json").read_text())
+    assert found["job"]["id"] == job
+    assert [figure["figure"]["kind"] for figure in found["figures"]] == [asked["kind"] for asked in spec["figures"]]
+    page = (tmp_path / f"{suite}-cpu.md").read_text()
+    for figure in found["figures"]:
+        assert (tmp_path / figure["files"]["svg"]).read_text() == f"svg of {figure['key']}"
+        assert (tmp_path / figure["files"]["values"]).read_text() == f"values of {figure['key']}"
+        assert f"![{figure['title']}]({figure['files']['svg']})" in page
+        assert ("page" in figure["files"]) == (figure["figure"]["kind"] == "surfaces")
+    assert "A page on which it can be turned" in page
