@@ -1,6 +1,8 @@
 """What stored jobs and tables asked for, as `core.protocol` compares it with the paper's protocol."""
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -42,6 +44,12 @@ def _asked_of(session: Session, job_id: int, rows: Sequence[Stage], models: Sequ
     )
 
 
+@lru_cache(maxsize=1_000)
+def _train(spec: str) -> Train:
+    """Return the stage of that JSON; the models of a table are the same every time it is asked for."""
+    return Train.model_validate_json(spec)
+
+
 def asked_of_matrix(session: Session, found: Matrix) -> Asked | None:
     """Return what the cells of a matrix asked for; None where it has none, or this code cannot read them any more."""
     if found.scope is None or found.scope.dataset not in DATASETS:
@@ -51,7 +59,7 @@ def asked_of_matrix(session: Session, found: Matrix) -> Asked | None:
     first = select(func.min(Stage.id)).where(Stage.recipe.in_(list(names))).group_by(Stage.recipe)
     rows = session.execute(select(Stage.recipe, Stage.spec).where(Stage.id.in_(first)))
     try:
-        trains = {str(recipe): Train.model_validate(spec) for recipe, spec in rows}
+        trains = {str(recipe): _train(json.dumps(spec)) for recipe, spec in rows}
     except ValidationError:
         return None
     models = {label: trains[recipe] for recipe, label in reversed(names.items()) if recipe in trains}
