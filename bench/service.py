@@ -283,8 +283,11 @@ def main(argv: Sequence[str]) -> None:
     before = os.getloadavg()[0]
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="gauntlet-bench-") as folder:
+        began = psutil.cpu_times()
         for row in measured(options, Path(folder)):
-            found.append(row)
+            now = psutil.cpu_times()
+            found.append({**row, "stolen": stolen(began, now)})
+            began = now
             print(line(row), flush=True)
     report = {
         "command": " ".join(["python -m bench service", *argv]),
@@ -300,6 +303,15 @@ def main(argv: Sequence[str]) -> None:
     path = options.out / f"service-{device_class()}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written to {path}")
+
+
+def stolen(before: Any, after: Any) -> float | None:
+    """Return the share of the processors' time that the host of a virtual machine gave to others; None off Linux.
+
+    Rows measured together have it with the first of them.
+    """
+    passed = sum(after) - sum(before)
+    return (after.steal - before.steal) / passed if hasattr(after, "steal") and passed else None
 
 
 def line(row: dict[str, Any]) -> str:
