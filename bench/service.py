@@ -306,12 +306,12 @@ def main(argv: Sequence[str]) -> None:
 
 
 def stolen(before: Any, after: Any) -> float | None:
-    """Return the share of the processors' time that the host of a virtual machine gave to others; None off Linux.
+    """Return the share of the processors' time that the host of a virtual machine gave to others.
 
-    Rows measured together have it with the first of them.
+    None where it cannot be known, and for a row that was measured together with the one before it.
     """
     passed = sum(after) - sum(before)
-    return (after.steal - before.steal) / passed if hasattr(after, "steal") and passed else None
+    return (after.steal - before.steal) / passed if hasattr(after, "steal") and passed > 1 else None
 
 
 def line(row: dict[str, Any]) -> str:

@@ -114,9 +114,11 @@ def write(client: Client, suite: str, folder: Path, device: str | None = None) -
 
 def _figures(client: Client, job: dict[str, Any], folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     """Return the job's figures as they were asked for, with the names of their files, and those files."""
-    asked = [_spec(figure) for figure in job["spec"].get("figures", [])]
+    asked = job["spec"].get("figures", [])
     every = client.figures(job=job["id"], limit=100) if asked else []
-    found = sorted(every, key=lambda drawn: [*asked, _spec(drawn["figure"])].index(_spec(drawn["figure"])))
+    found = sorted(every, key=lambda drawn: next((i for i, one in enumerate(asked) if _is(drawn, one)), len(asked)))
+    for old in folder.glob("[0-9][0-9]-*"):  # of a job before
+        old.unlink()
     figures: list[dict[str, Any]] = []
     written: list[Path] = []
     for number, drawn in enumerate(found, 1):
@@ -159,7 +161,7 @@ def _environment(client: Client, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tables(client: Client, only: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the tables beside which the job stands with a cell at least, and why it does not beside the others."""
+    """Return the tables in which an attack of the job has a result, and why the others have none."""
     found: dict[str, Any] = {}
     apart: dict[str, str] = {}
     for number in TABLES:
@@ -206,7 +208,7 @@ def _seconds(job: dict[str, Any]) -> float | None:
 def _page(client: Client, found: dict[str, Any]) -> str:
     suite, cost = found["suite"], found["job"]["cost"]
     seconds = "not finished" if found["wall_seconds"] is None else f"{found['wall_seconds']:.0f} s"
-    imported = all(origin.get("imported") for origin in found["origins"])
+    imported = found["job"]["started_at"] is None and all(origin.get("imported") for origin in found["origins"])
     when = "its results were imported" if imported else f"wall time of this run {seconds}"
     head = [
         f"# {suite} on {found['device']}", "", " ".join(found["description"].split()), "",
@@ -224,9 +226,12 @@ def _page(client: Client, found: dict[str, Any]) -> str:
     return "\n".join([*head, *tables, *matrices, *(_shown(figure) for figure in found["figures"])])
 
 
-def _spec(figure: dict[str, Any]) -> dict[str, Any]:
-    """Return the figure without its models, which a job names and a stage has by their keys."""
-    return {name: value for name, value in figure.items() if name != "models" and value is not None}
+def _is(drawn: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Return whether a figure is the one that was asked for; a job names its models, a stage has them by their keys."""
+    labels = [model["label"] for model in drawn["models"]]
+    fields = {name: value for name, value in asked.items() if name != "models"}
+    same = all(drawn["figure"].get(name) == value for name, value in fields.items())
+    return same and asked.get("models") in (None, labels)
 
 
 def _shown(figure: dict[str, Any]) -> str:

@@ -97,7 +97,7 @@ def insert_for(session: Session, table: Any) -> Any:
 
 def unhurried(session: Session) -> None:
     """Let the session's transaction take its time, statements and pauses: for work that reads or writes everything."""
-    if session.get_bind().dialect.name == "postgresql":
+    if dialect_of(session) == "postgresql":
         for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
             session.execute(text(f"SET LOCAL {name} = 0"))
 

@@ -13,7 +13,7 @@ from core.plan import Model, Plan, PlannedStage
 from core.stages import Stage as StageSpec
 from core.stages.train import Train
 from store import events
-from store.database import db_now, insert_for
+from store.database import db_now, dialect_of, insert_for
 from store.models import (
     EVALUATIONS,
     JOB_ENDED,
@@ -171,7 +171,8 @@ def _attach(session: Session, job_id: int, plan: Plan, found: dict[str, Any]) ->
         }
         for position, stage in enumerate(plan.ordered)
     ]
-    _insert_ignore(session, JOB_STAGES, wants)
+    for chunk in chunks(wants):
+        session.execute(insert(JOB_STAGES), chunk)
     models = _model_rows(job_id, "target", plan.targets, ids) + _model_rows(job_id, "substitute", plan.substitutes, ids)
     _insert_ignore(session, JOB_MODELS, models)
     _insert_ignore(session, EVALUATIONS, _evaluation_rows(plan, ids))
@@ -416,7 +417,7 @@ def newest(
 
 
 def _has_tag(session: Session, tag: str) -> Any:
-    if session.get_bind().dialect.name == "postgresql":
+    if dialect_of(session) == "postgresql":
         return Job.tags.op("?")(tag)
     each = func.json_each(Job.tags).table_valued("value")
     return select(each.c.value).where(each.c.value == tag).exists()

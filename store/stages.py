@@ -308,7 +308,7 @@ def add_checkpoint(session: Session, stage_id: int, fence: int, stored: StoredAr
     Raises:
         StaleFence: the claim is lost.
     """
-    if session.scalar(select(Stage.id).where(is_held(stage_id, fence)).with_for_update()) is None:
+    if session.scalar(_HELD, {"stage": stage_id, "under": fence}) is None:
         raise StaleFence
     _record_artifacts(session, [stored])
     newest = session.scalar(select(func.max(Checkpoint.number)).where(Checkpoint.stage_id == stage_id)) or 0
