@@ -57,7 +57,7 @@ class ScopeQuery(JobQuery):
     label: list[QueryText] = []
     """Only these models; may be repeated."""
     seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = []
-    """Only models of these seeds; may be repeated."""
+    """Only targets of these seeds; may be repeated."""
 
     def filters(self) -> Filters:
         """Return the query as the store takes it."""

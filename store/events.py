@@ -42,7 +42,7 @@ def append(
         return []
     told = sorted(session.execute(number, {"told": job_ids, **more}))
     rows = [{"job_id": job.id, "seq": job.last_event, "kind": kind, "data": data} for job in told]
-    session.execute(_APPEND, rows if len(rows) > 1 else rows[0])
+    session.execute(_APPEND, rows)
     return told
 
 

@@ -78,7 +78,7 @@ def submit(session: Session, wanted: Submission, plan: Plan) -> tuple[int, list[
     )  # fmt: skip
     assert job_id is not None  # noqa: S101 - INSERT ... RETURNING returns a row
     events.first(session, job_id, "job.queued", {"stages": len(ids)})
-    _attach(session, job_id, plan, found)
+    _attach(session, job_id, plan, ids, found)
     revived, lifted = _revive(
         session, [row.id for row in found.values() if _wants_life(row, wanted.priority)], wanted.priority
     )
@@ -107,7 +107,7 @@ def _insert_ignore(session: Session, table: Table, rows: Sequence[dict[str, Any]
     """Insert the rows that are not there yet, `more` in each of them."""
     for chunk in chunks(rows):
         insertion = insert_for(session, table).values(**more) if more else insert_for(session, table)
-        session.execute(insertion.on_conflict_do_nothing(), chunk if len(chunk) > 1 else chunk[0])
+        session.execute(insertion.on_conflict_do_nothing(), chunk)
 
 
 def _insert_missing(session: Session, ordered: Sequence[PlannedStage], device: str, priority: int) -> None:
@@ -160,8 +160,7 @@ def _wants_life(row: Any, priority: int) -> bool:
     )
 
 
-def _attach(session: Session, job_id: int, plan: Plan, found: dict[str, Any]) -> None:
-    ids = {key: row.id for key, row in found.items()}
+def _attach(session: Session, job_id: int, plan: Plan, ids: dict[str, int], found: dict[str, Any]) -> None:
     wants = [
         {
             "job_id": job_id,

@@ -37,7 +37,7 @@ def _asked_of(session: Session, job_id: int, rows: Sequence[Stage], models: Sequ
     drawn = [row.id for row in rows if row.kind == "draw"]
     return Asked(
         rows[0].dataset,
-        {label: Train.model_validate(spec) for label, spec in reversed(labels.items())},
+        {label: _train(json.dumps(spec)) for label, spec in reversed(labels.items())},
         max((images for _, images in evaluated), default=None),
         [attack for attack, _ in evaluated if attack["kind"] != "none"],
         [_figure.validate_python(spec["figure"]) for spec in jobs.specs(session, drawn)] if drawn else [],
@@ -46,7 +46,7 @@ def _asked_of(session: Session, job_id: int, rows: Sequence[Stage], models: Sequ
 
 @lru_cache(maxsize=1_000)
 def _train(spec: str) -> Train:
-    """Return the stage of that JSON; the models of a table are the same every time it is asked for."""
+    """Return the stage of that JSON; the models of a job or a table are the same every time it is asked for."""
     return Train.model_validate_json(spec)
 
 

@@ -17,7 +17,7 @@ from api.schemas import MatrixReply
 from api.service import Service, ServiceDep
 from api.terminal import WRITERS
 from core import protocol
-from core.fields import MAX_SEED, Pixels, format_pixels
+from core.fields import Pixels, format_pixels
 from store import results
 from store.protocol import asked_of_matrix
 from store.results import Filters, Matrix
@@ -31,8 +31,6 @@ _pixels: TypeAdapter[Fraction] = TypeAdapter(Pixels)
 class MatrixQuery(ScopeQuery):
     """How a matrix is narrowed; without filters it is the newest comparable group."""
 
-    seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = Field(default_factory=list[int])
-    """Only targets of these seeds; may be repeated."""
     network: NetworkName | None = None
     """Architecture."""
     attack: AttackName | None = None
