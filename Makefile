@@ -31,8 +31,8 @@ serve: install ## as demo, and stay up (SUITE= posts nothing)
 	$(BIN)/python -m worker.serve --suite "$(SUITE)"
 SUITE ?= quickstart
 
-paper: install ## run a suite of the paper, or go on with it: SUITE=e2sad-mnist-tiny; tables and counts in docs/results
-	$(BIN)/python -m worker.serve --suite "$(PAPER_SUITE)" --stop --results docs/results
+paper: install ## run a suite of the paper, or go on with it: SUITE=e2sad-svhn DATASET=synth-digits; tables in docs/results
+	$(BIN)/python -m worker.serve --suite "$(PAPER_SUITE)" --dataset "$(DATASET)" --stop --results docs/results
 PAPER_SUITE = $(if $(filter command line environment,$(origin SUITE)),$(SUITE),e2sad-mnist)
 
 test: dev ## the test suite, with a real PostgreSQL and a real Redis

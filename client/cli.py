@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     submit = commands.add_parser("submit", help="post a job: a file (YAML or JSON, - for stdin) or --suite NAME")
     submit.add_argument("file", nargs="?", help="the job")
     submit.add_argument("--suite", help="a named suite")
+    submit.add_argument("--dataset", help="with --suite: instead of the suite's own, of images of the same form")
     submit.add_argument("--dry-run", action="store_true", help="say what it would take, store nothing")
     submit.add_argument("--wait", action="store_true", help="show progress until it has ended; exit 0 on success")
     submit.add_argument("--matrices", action="store_true", help="with --wait: print both matrices at the end")
@@ -122,7 +123,9 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
     if (options.file is None) == (options.suite is None):
         raise SystemExit("gauntlet submit: give a file or --suite NAME")
     if options.suite:
-        return {"suite": options.suite}
+        return {"suite": options.suite, **({} if options.dataset is None else {"dataset": options.dataset})}
+    if options.dataset is not None:
+        raise SystemExit("gauntlet submit: --dataset goes with --suite; a file has a dataset of its own")
     try:
         text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
         spec = yaml.safe_load(text)
@@ -195,11 +198,11 @@ def _paper(options: argparse.Namespace) -> int:
 def _write(client: Client, options: argparse.Namespace) -> int:
     if not options.suite:
         raise SystemExit("gauntlet paper: --write needs --suite")
-    unused = [name for name in ("table", "format", "job", "dataset") if getattr(options, name) is not None]
+    unused = [name for name in ("table", "format", "job") if getattr(options, name) is not None]
     if unused:
         raise SystemExit(f"gauntlet paper: --write writes every table, in one form; leave {unused[0]} out")
     try:
-        for path in paper.write(client, options.suite, Path(options.write), options.device):
+        for path in paper.write(client, options.suite, Path(options.write), options.dataset, options.device):
             print(f"wrote {path}")
     except paper.NothingToWrite as error:
         raise SystemExit(f"gauntlet paper: {error}") from None

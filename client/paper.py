@@ -75,23 +75,29 @@ class NothingToWrite(Exception):
     """There is no job whose results could be written, or they are not of one execution."""
 
 
-def write(client: Client, suite: str, folder: Path, device: str | None = None) -> list[Path]:
+def write(
+    client: Client, suite: str, folder: Path, dataset: str | None = None, device: str | None = None
+) -> list[Path]:
     """Return the files written: every count of one job with where it comes from, tables beside the paper's, figures.
 
-    The job is the newest of the suite, on `device` where one is given; everything in the files is that job's.
+    The job is the newest of the suite, on `dataset` and `device` where they are given; everything in the files is that
+    job's. A job on another dataset than the suite's own has it in the files' names.
 
     Raises:
         NothingToWrite: the suite has no such job.
     """
-    job, execution = _newest(client, suite, device)
+    job, execution = _newest(client, suite, dataset, device)
+    said = next(found for found in client.get("/suites") if found["name"] == suite)
+    other = job["spec"]["dataset"] if job["spec"]["dataset"] != said["spec"]["dataset"] else None
     only = {"job": job["id"]}
     matrices = {name: client.matrix(name, **only) for name in ("whitebox", "blackbox")}
     tables, apart = _tables(client, only)
     _require_one_execution(execution, tables, matrices)
     found = {
         "suite": suite,
-        "description": next(said["description"] for said in client.get("/suites") if said["name"] == suite),
-        "command": f"make paper SUITE={suite}",
+        "dataset": job["spec"]["dataset"],
+        "description": said["description"],
+        "command": f"make paper SUITE={suite}" + (f" DATASET={other}" if other else ""),
         "device": execution["device"],
         "execution": execution,
         "origins": _origins(tables) or [_environment(client, job)],
@@ -102,13 +108,13 @@ def write(client: Client, suite: str, folder: Path, device: str | None = None) -
         "not_beside": apart,
         "matrices": matrices,
     }  # fmt: skip
-    name = f"{suite}-{execution['device']}"
+    name = "-".join([suite, *([other] if other else []), execution["device"]])
     folder.mkdir(parents=True, exist_ok=True)
     drawn, pictures = _figures(client, job, folder / name)
     found["figures"] = drawn
     data, page = (folder / f"{name}.{form}" for form in ("json", "md"))
     data.write_text(json.dumps(_without_hosts(found), indent=1) + "\n", encoding="utf-8")
-    page.write_text(_page(client, found), encoding="utf-8")
+    page.write_text(_page(client, found, data.name), encoding="utf-8")
     return [data, page, *pictures]
 
 
@@ -135,16 +141,19 @@ def _figures(client: Client, job: dict[str, Any], folder: Path) -> tuple[list[di
     return figures, written
 
 
-def _newest(client: Client, suite: str, device: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the newest job of the suite, on `device` where one is given, and how it was executed."""
+def _newest(
+    client: Client, suite: str, dataset: str | None, device: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the newest job of the suite, on `dataset` and `device` where they are given, and how it was executed."""
     for summary in client.jobs(suite=suite):
         job = client.job(summary["id"])
         execution = _execution(client, job)
-        if device in (None, execution["device"]):
+        if dataset in (None, job["spec"]["dataset"]) and device in (None, execution["device"]):
             return job, execution
-    where = f" on {device}" if device else ""
+    where = "".join(f" on {name}" for name in (dataset, device) if name)
+    option = f" --dataset {dataset}" if dataset else ""
     raise NothingToWrite(
-        f"there is no job of the suite {suite}{where}; `gauntlet submit --suite {suite} --wait` makes one"
+        f"there is no job of the suite {suite}{where}; `gauntlet submit --suite {suite}{option} --wait` makes one"
     )
 
 
@@ -205,16 +214,17 @@ def _seconds(job: dict[str, Any]) -> float | None:
     return None if job["finished_at"] is None else job["finished_at"] - (job["started_at"] or job["created_at"])
 
 
-def _page(client: Client, found: dict[str, Any]) -> str:
-    suite, cost = found["suite"], found["job"]["cost"]
+def _page(client: Client, found: dict[str, Any], counts: str) -> str:
+    """Return the page for people; `counts` is the file that holds all of it."""
+    cost = found["job"]["cost"]
     seconds = "not finished" if found["wall_seconds"] is None else f"{found['wall_seconds']:.0f} s"
     imported = found["job"]["started_at"] is None and all(origin.get("imported") for origin in found["origins"])
     when = "its results were imported" if imported else f"wall time of this run {seconds}"
     head = [
-        f"# {suite} on {found['device']}", "", " ".join(found["description"].split()), "",
+        f"# {found['suite']} on {found['dataset']}, {found['device']}", "", " ".join(found["description"].split()), "",
         f"Made by `{found['command']}`; job {found['job']['id']} {found['job']['state']}, {when}, "
         f"device time of all its stages {cost['used_seconds']:.0f} s. "
-        f"Every count is in {suite}-{found['device']}.json.", "",
+        f"Every count is in {counts}.", "",
     ]  # fmt: skip
     only = {"job": found["job"]["id"]}
     tables = [client.text(f"/results/paper/{number}", format="markdown", **only) for number in found["tables"]]

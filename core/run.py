@@ -358,7 +358,9 @@ def main(argv: list[str] | None = None) -> int:
         for earlier in options.resume:
             folder.take(earlier)
     except (GauntletError, ValidationError) as error:
-        print(f"core.run: {error}", file=sys.stderr)
+        faults = error.errors() if isinstance(error, ValidationError) else []
+        said = "; ".join(f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in faults) or error
+        print(f"core.run: {said}", file=sys.stderr)
         return FAILED
     stages = ordered(planned)
     try:
@@ -381,7 +383,8 @@ def _write(options: argparse.Namespace, contents: Manifest, folder: Folder) -> N
 
 
 def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob, Plan]:
-    override = {"seeds": options.seeds} if options.seeds else {}
+    given = {"dataset": options.dataset, "seeds": options.seeds}
+    override = {name: value for name, value in given.items() if value is not None}
     asked = _job.validate_python(expand_suite({"suite": options.suite, **override}))
     if not isinstance(asked, BenchmarkJob):
         raise SpecError(f"the suite {options.suite} is no benchmark")
@@ -410,6 +413,7 @@ def _parser() -> argparse.ArgumentParser:
         "--budget-seconds", type=float, default=float("inf"), help="stop after this long, to go on later"
     )
     parser.add_argument("--resume", type=Path, nargs="+", default=[], help="files of earlier runs, taken as done")
+    parser.add_argument("--dataset", help="instead of the suite's, of images of the same form")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the suite's")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of a CPU stage")

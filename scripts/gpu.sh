@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # What to run when a CUDA machine is at hand, in order; each step is resumable or short, and its table comes last.
-#   scripts/gpu.sh smoke|bench|suite NAME [SECONDS]     results under $OUT (default: docs/results)
+#   scripts/gpu.sh smoke|bench|suite NAME [SECONDS [OPTION...]]     results under $OUT (default: docs/results)
+#   scripts/gpu.sh suite e2sad-svhn 540 --dataset synth-digits       options are those of core.run
 # The machine needs torch, numpy, pydantic, PyYAML, safetensors and pytest; DATA_DIR (default: data) holds MNIST/raw.
+# synth-digits needs the Pillow of constraints.txt: its version decides the pixels, and so the keys of the stages.
 # bench takes foolbox, ART and matplotlib where they are, and says what it leaves out. COMMIT: where this is no checkout.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,6 +13,6 @@ case "${1:-}" in
   smoke) python3 -m pytest -q -m gpu --noconftest tests/core/test_capture.py ;;
   bench) python3 -m bench "${on[@]}" --out "$out" --images 2000 ;;
   suite) python3 -m core.run "${on[@]}" --suite "$2" --data-dir "${DATA_DIR:-data}" --out "$out/$2.zip" \
-           --budget-seconds "${3:-540}" ;;
-  *) sed -n 2,5p "$0"; exit 2 ;;
+           --budget-seconds "${3:-540}" "${@:4}" ;;
+  *) sed -n 2,7p "$0"; exit 2 ;;
 esac

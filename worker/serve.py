@@ -188,9 +188,10 @@ def _end_with_parent() -> None:
         _prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def submit(service: LocalService, suite: str) -> int:
+def submit(service: LocalService, suite: str, dataset: str) -> int:
     """Return the exit status of the `gauntlet submit` command for a suite or a file, as any user would run it."""
     what = [suite] if suite.endswith((".yaml", ".yml", ".json")) else ["--suite", suite]
+    what += ["--dataset", dataset] if dataset else []
     command = [sys.executable, "-m", "client.cli", "--url", service.url, "submit", *what, "--wait", "--matrices"]
     with subprocess.Popen(command, preexec_fn=_end_with_parent) as work:  # noqa: PLW1509 - one system call
         try:
@@ -199,9 +200,10 @@ def submit(service: LocalService, suite: str) -> int:
             work.terminate()
 
 
-def publish(service: LocalService, suite: str, folder: str) -> int:
+def publish(service: LocalService, suite: str, dataset: str, folder: str) -> int:
     """Return the exit status of the `gauntlet paper` command that writes the suite's results to `folder`."""
-    command = [sys.executable, "-m", "client.cli", "--url", service.url, "paper", "--suite", suite, "--write", folder]
+    which = ["--suite", suite, *(["--dataset", dataset] if dataset else [])]
+    command = [sys.executable, "-m", "client.cli", "--url", service.url, "paper", *which, "--write", folder]
     with subprocess.Popen(command, preexec_fn=_end_with_parent) as work:  # noqa: PLW1509 - one system call
         return service.tend(work)
 
@@ -210,7 +212,7 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _serve(chosen: Settings, suite: str, *, stop: bool, results: str = "") -> int:
+def _serve(chosen: Settings, options: argparse.Namespace) -> int:
     """Return 0, or the suite's exit status; in the end nothing that was started is left.
 
     Raises:
@@ -226,10 +228,10 @@ def _serve(chosen: Settings, suite: str, *, stop: bool, results: str = "") -> in
         try:
             service.start()
             print(f"service ready at {service.url}, state in {chosen.state_dir}", flush=True)
-            status = submit(service, suite) if suite else 0
-            if results:
-                status = publish(service, suite, results) or status
-            if not stop:
+            status = submit(service, options.suite, options.dataset) if options.suite else 0
+            if options.results:
+                status = publish(service, options.suite, options.dataset, options.results) or status
+            if not options.stop:
                 print(f"\nGauntlet is at {service.url} (docs at {service.url}/docs); Ctrl-C stops it.", flush=True)
                 service.tend()
             return status
@@ -243,12 +245,13 @@ def main() -> int:
     """Return 0 after a clean stop, 1 where the service could not start or the suite failed."""
     parser = argparse.ArgumentParser(prog="python -m worker.serve", description=__doc__)
     parser.add_argument("--suite", default="", help="post this suite, or the job in this YAML file, and show matrices")
+    parser.add_argument("--dataset", default="", help="instead of the suite's own, of images of the same form")
     parser.add_argument("--results", default="", metavar="FOLDER", help="write the suite's counts and tables there")
     parser.add_argument("--stop", action="store_true", help="stop when the suite has ended")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        return _serve(settings(), options.suite, stop=options.stop, results=options.results)
+        return _serve(settings(), options)
     except KeyboardInterrupt:
         return 0
     except DBAPIError as error:

@@ -157,9 +157,8 @@ class Source:
         if self.job is not None:
             return f"gauntlet watch {self.job}"
         request: dict[str, Any] = json.loads(self.spec)
-        if list(request) == ["suite"]:
-            return f"gauntlet submit --suite {self.suite} --wait"
-        return f"echo '{self.spec}' | gauntlet submit - --wait"
+        given = " ".join(f"--{name} {value}" for name, value in request.items())
+        return f"gauntlet submit {given} --wait"
 
 
 def of_suite(suite: str, dataset: str | None = None) -> Source:

@@ -84,6 +84,18 @@ class TestSubmit:
         assert "Shortened on purpose" in " ".join(said.split())
         assert Client(served.url).job(int(submitted(f"job {line}")))["suite"] == "quickstart"
 
+    def test_a_suite_on_another_dataset(self, gauntlet: Command, served: Served):
+        status, _, errors = gauntlet("submit", "--suite", "e2sad-svhn-small", "--dataset", "mnist-mini")
+        assert (status, "svhn_cnn" in errors) == (1, True)
+        status, output, _ = gauntlet("submit", "--suite", "e2sad-svhn-small", "--dataset", "synth-digits-mini")
+        assert status == 0
+        number = int(submitted("job " + output.rpartition("\njob ")[2]))
+        assert Client(served.url).cancel(number)["spec"]["dataset"] == "synth-digits-mini"
+
+    def test_a_file_says_its_own_dataset(self, gauntlet: Command):
+        status, _, errors = gauntlet("submit", gauntlet.file(JOB), "--dataset", "mnist-mini")
+        assert (status, "--dataset goes with --suite" in errors) == (1, True)
+
     def test_a_dry_run_prints_the_plan_and_makes_no_job(self, gauntlet: Command, served: Served):
         before = [job["id"] for job in Client(served.url).jobs()]
         status, output, _ = gauntlet("submit", gauntlet.file({**JOB, "seeds": [77]}), "--dry-run")

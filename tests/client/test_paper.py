@@ -106,6 +106,38 @@ def test_everything_written_is_of_one_job(tiny: Served, capsys: pytest.CaptureFi
             jobs.cancel(session, newer)
 
 
+def test_a_suite_on_another_dataset_has_it_in_the_name(
+    tiny: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):  # fmt: skip
+    from core.suites import expand_suite
+
+    suite, arguments = "e2sad-svhn-tiny", ("--suite", "e2sad-svhn-tiny", "--write", str(tmp_path))
+    own, other = (
+        factories.post(
+            tiny.database, expand_suite({"suite": suite, **over}), suite=suite, execution=factories.EXECUTION
+        )
+        for over in ({}, {"dataset": "synth-digits"})
+    )
+    try:
+        assert paper(tiny, capsys, *arguments)[0] == 0, "the newest"
+        name = f"{suite}-synth-digits-cpu"
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        assert (found["job"]["id"], found["dataset"]) == (other, "synth-digits")
+        assert found["command"] == f"make paper SUITE={suite} DATASET=synth-digits"
+        page = (tmp_path / f"{name}.md").read_text()
+        assert page.startswith(f"# {suite} on synth-digits, cpu\n")
+        assert f"Every count is in {name}.json." in page
+        assert paper(tiny, capsys, *arguments, "--dataset", "synth-digits-mini")[0] == 0
+        found = json.loads((tmp_path / f"{suite}-cpu.json").read_text())
+        assert (found["job"]["id"], found["command"]) == (own, f"make paper SUITE={suite}")
+        with pytest.raises(SystemExit, match=r"no job of the suite .* on svhn; `gauntlet submit .* --dataset svhn"):
+            paper(tiny, capsys, *arguments, "--dataset", "svhn")
+    finally:
+        for job in (own, other):
+            with tiny.database.write() as session:
+                jobs.cancel(session, job)
+
+
 def test_a_job_stands_for_itself(tiny: Served, capsys: pytest.CaptureFixture[str]):
     status, out, _ = paper(tiny, capsys, "1", "--job", "1")
     assert status == 0

@@ -134,9 +134,7 @@ def test_a_suite_on_another_dataset_says_which() -> None:
     assert found.dataset == "synth-digits"
     assert found.reductions == ("dataset: synth-digits, 73,257 training images, instead of SVHN",)
     assert set(found.models) == set(MODELS["svhn"])
-    assert found.source.command == (
-        """echo '{"suite": "e2sad-svhn", "dataset": "synth-digits"}' | gauntlet submit - --wait"""
-    )
+    assert found.source.command == "gauntlet submit --suite e2sad-svhn --dataset synth-digits --wait"
     assert of_suite("e2sad-svhn", "svhn") == of_suite("e2sad-svhn")
 
 

@@ -102,6 +102,17 @@ def test_a_run_cut_short_goes_on_to_the_same_results(out: Path, tmp_path: Path, 
     assert "13" not in capsys.readouterr().err
 
 
+def test_a_suite_on_another_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """As the suites of SVHN run where SVHN cannot be had."""
+    suite = ["--suite", "e2sad-svhn-tiny", "--device", "cpu", "--threads", "1", "--budget-seconds", "0"]
+    out = tmp_path / "svhn.zip"
+    assert run.main([*suite, "--out", str(out), "--dataset", "svhn"]) == 1
+    assert "take the dataset synth-digits" in capsys.readouterr().err
+    assert run.main([*suite, "--out", str(out), "--dataset", "synth-digits"]) == run.CUT_SHORT
+    (job,) = bundle.read(out).manifest.jobs
+    assert (job.suite, job.dataset, job.spec["dataset"]) == ("e2sad-svhn-tiny", "synth-digits", "synth-digits")
+
+
 def test_the_order_gives_whole_columns_early():
     _, planned = run._planned(run._parser().parse_args([*ARGUMENTS, "--out", "x"]))
     stages = run.ordered(planned)
@@ -262,7 +273,9 @@ def test_core_alone_needs_no_service():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--suite", "nope"], "no suite 'nope'"), (["--data-dir", "/nowhere", "--suite", "e2sad-mnist"], "lacks"),
+        (["--suite", "nope"], "no suite 'nope'"), (["--dataset", "nope"], "core.run: dataset: "),
+        (["--suite", "e2sad-svhn-tiny", "--dataset", "mnist-mini"], "svhn_cnn"),
+        (["--data-dir", "/nowhere", "--suite", "e2sad-mnist"], "lacks"),
         pytest.param(
             ["--device", "cuda"], "device: torch finds no CUDA device here; take cpu or auto",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
