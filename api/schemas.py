@@ -395,7 +395,8 @@ class CellReply(Reply):
     n_correct: int
     """Examples classified correctly, over all seeds."""
     interval: tuple[float, float] | None
-    """95 %: Wilson's for one seed, Student's t over the seeds' accuracies for several."""
+    """95 %: Wilson's for one seed; for several the t interval over their accuracies, and what the number of test images
+    leaves open besides."""
     spread: float | None
     """Largest minus smallest accuracy over the seeds; null for one seed."""
     n_seeds: int

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from math import cos, fsum, isfinite, pi, sin, sqrt, tan
+from math import cos, fsum, hypot, isfinite, pi, sin, sqrt, tan
 from statistics import NormalDist, fmean, stdev
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's score interval of the share successes / n, without continuity correction.
 
-    Wilson 1927: the shares p with |successes / n - p| <= z * sqrt(p (1 - p) / n).
+    Wilson 1927: the shares p with |successes / n - p| <= z * sqrt(p (1 - p) / n). A mean over seeds need not be whole.
 
     Raises:
         ValueError: n is below 1, successes is not in 0..n, or confidence is not inside (0, 1).
@@ -47,17 +47,30 @@ def prediction_interval(
     return fmean(values) - half, fmean(values) + half
 
 
-def moments_interval(n: int, total: float, squares: float) -> tuple[float, float]:
-    """Return Student's 95 % t interval of the mean of n values, one per seed, by their sum and that of their squares.
+def accuracy_interval(
+    n: int, total: float, squares: float, images: int, independent: int | None = None
+) -> tuple[float, float]:
+    """Return the 95 % interval of a recipe's accuracy from n shares, by their sum and that of their squares.
+
+    The seed varies, and the choice of the test images: each side is the root of the sum of squares of the t interval's
+    half and of Wilson's, the latter for `images` of one seed, since seeds share their images and have no more of them
+    together. `independent` of the shares are (default: all): pairs of T targets and S substitutes repeat the smaller of
+    T and S times, and the t interval is that of so many values. One shows no spread, and has Wilson's interval.
 
     Raises:
-        ValueError: there are fewer than two values.
+        ValueError: n, images or independent is below 1.
     """
-    if n < 2:
-        raise ValueError(f"an interval of a mean needs at least two values, got {n}")
-    mean = total / n
-    half = t_quantile(n - 1) * sqrt(max(0.0, squares - total * mean) / (n - 1) / n)
-    return mean - half, mean + half
+    repetitions = n if independent is None else independent
+    if n < 1 or repetitions < 1:
+        raise ValueError(f"an interval needs at least one share, got {repetitions} of {n}")
+    mean = min(1.0, max(0.0, total / n))
+    ends = wilson(mean * images, images)
+    if repetitions == 1:
+        return ends
+    variance = max(0.0, squares - total * total / n) / (n - 1)
+    half = t_quantile(repetitions - 1) * sqrt(variance / repetitions)
+    low, high = (hypot(half, mean - end) for end in ends)
+    return max(0.0, mean - low), min(1.0, mean + high)
 
 
 @lru_cache(maxsize=4096)

@@ -13,7 +13,7 @@ from sqlalchemy import Double, and_, cast, func, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from core.fields import parse_pixels
-from core.statistics import moments_interval, wilson
+from core.statistics import accuracy_interval
 from store.models import JOB_ENDED, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState
 
 LISTED = 5_000
@@ -98,6 +98,8 @@ class Cell:
     """One cell: what was counted, and why something is missing."""
 
     sums: Sums = Sums()
+    independent: int | None = None
+    """Of the finished seeds, how many repeat each other; None for all, as where no two share a model."""
     counts: list[SeedCount] = field(default_factory=list[SeedCount])
     """One per finished seed, where the table is small enough to list them."""
     missing: list[str] = field(default_factory=list[str])
@@ -125,14 +127,11 @@ class Cell:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95 % interval: Wilson's for one seed, Student's t of the seeds' accuracies for several."""
-        if not self.sums.seeds:
+        """The 95 % interval: Wilson's for one seed; for several it holds both their spread and that of images."""
+        found = self.sums
+        if not found.seeds:
             return None
-        if self.sums.seeds == 1:
-            return wilson(self.n_correct, self.n)
-        if self.sums.lowest == self.sums.highest:
-            return self.sums.lowest, self.sums.highest
-        return moments_interval(self.sums.seeds, self.sums.shares, self.sums.squares)
+        return accuracy_interval(found.seeds, found.shares, found.squares, found.n // found.seeds, self.independent)
 
     @property
     def reason(self) -> str | None:
@@ -179,6 +178,8 @@ class _Group:
     """Whether target and substitute have one seed; None on clean images."""
     whitebox: bool
     sums: Sums
+    independent: int | None
+    """Of pairs of seeds, how many share no model: the smaller of the numbers of targets and of substitutes."""
 
 
 def whitebox(session: Session, filters: Filters) -> Matrix:
@@ -206,7 +207,7 @@ def blackbox(session: Session, filters: Filters) -> Matrix:
     pairing = filters.pairing or _pairing(session, filters, scope)
     shown = [
         group
-        for group in _groups(session, filters, scope, whitebox_only=False)
+        for group in _groups(session, filters, scope, whitebox_only=False, crossed=pairing != "same")
         if group.first.substitute_recipe in substitutes
     ]
     transferred = {group.first.attack_id for group in shown if not group.whitebox}
@@ -420,9 +421,12 @@ def _wanted(filters: Filters, scope: Scope, *, whitebox_only: bool, every_target
 
 
 def _groups(
-    session: Session, filters: Filters, scope: Scope, *, whitebox_only: bool, every_target: bool = False
-) -> list[_Group]:
+    session: Session, filters: Filters, scope: Scope, *, whitebox_only: bool, every_target: bool = False,
+    crossed: bool = False,
+) -> list[_Group]:  # fmt: skip
     """Return the evaluations in scope, summed by cell and by whether the seeds of target and substitute are one.
+
+    `crossed` counts how many seeds of either stand behind pairs of different seeds.
 
     Grouped by n too, so that only integers are summed; in doubles, where they are exact, because their squares are
     larger than 32 bits.
@@ -430,8 +434,9 @@ def _groups(
     correct, e = cast(Evaluation.n_correct, Double), Evaluation
     keys = (e.whitebox, e.cell, e.target_seed == e.substitute_seed, e.n)
     sums = (func.min(e.stage_id), func.count(), func.sum(correct), func.sum(correct * correct))
+    seeds = (func.count(e.target_seed.distinct()), func.count(e.substitute_seed.distinct())) if crossed else ()
     query = (
-        select(*keys, *sums, func.min(e.n_correct), func.max(e.n_correct))
+        select(*keys, *sums, func.min(e.n_correct), func.max(e.n_correct), *seeds)
         .where(*_wanted(filters, scope, whitebox_only=whitebox_only, every_target=every_target))
         .group_by(*keys)
     )
@@ -443,13 +448,14 @@ def _groups(
 
 
 def _group(first: Evaluation, row: Any) -> _Group:
-    whitebox, _, same, n, _, count, total, squares, lowest, highest = row
+    whitebox, _, same, n, _, count, total, squares, lowest, highest, *seeds = row
+    independent = min(seeds) if seeds and n is not None and same is not None and not same else None
     sums = Sums(evaluations=count)
     if n is not None:
         sums = Sums(
             count, count, n * count, int(total), total / n, squares / n**2, lowest / n, highest / n
         )  # fmt: skip
-    return _Group(first, None if same is None else bool(same), bool(whitebox), sums)
+    return _Group(first, None if same is None else bool(same), bool(whitebox), sums, independent)
 
 
 def _evaluations(session: Session, stage_ids: Sequence[int]) -> dict[int, Evaluation]:
@@ -505,6 +511,8 @@ def _cells(
     for group in groups:
         cell = cells[where(group.first)]
         cell.sums, cell.whitebox = cell.sums + group.sums, cell.whitebox or group.whitebox
+        if group.independent is not None:
+            cell.independent = max(cell.independent or 0, group.independent)
     if sum(cell.sums.evaluations for cell in cells.values()) <= LISTED:
         _list(session, filters, scope, groups, cells, where)
     return dict(cells)

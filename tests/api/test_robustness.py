@@ -8,7 +8,7 @@ import pytest
 
 from api.robustness import COLUMNS
 from api.routes import robustness
-from core.statistics import mcnemar_exact, moments_interval, wilson
+from core.statistics import accuracy_interval, mcnemar_exact, wilson
 from store import stages
 from store.stages import StoredArtifact
 from tests import factories
@@ -67,7 +67,7 @@ def test_an_example_is_right_only_where_it_is_right_under_every_attack(worked: H
         assert model["seeds"][0]["interval"] == list(wilson(counts[0], 8))
         shares = [count / 8 for count in counts]
         assert (model["worst"]["n"], model["worst"]["n_correct"], model["worst"]["n_seeds"]) == (16, sum(counts), 2)
-        expected = moments_interval(2, sum(shares), sum(share**2 for share in shares))
+        expected = accuracy_interval(2, sum(shares), sum(share**2 for share in shares), 8)
         assert model["worst"]["interval"] == pytest.approx(list(expected))
     assert models(table)["A"]["worst"]["n_correct"] < min(c["n_correct"] for c in models(table)["A"]["attacks"])
 

@@ -11,7 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from core.statistics import mcnemar_exact, moments_interval, t_quantile, wilson
+from core.statistics import accuracy_interval, mcnemar_exact, t_quantile, wilson
 
 CONFIDENCES = (0.5, 0.9, 0.95, 0.99, 0.999)
 unhurried = settings(deadline=None)  # the cores may be shared
@@ -75,14 +75,23 @@ class TestWilson:
             wilson(1, 2, confidence)
 
 
-def mean_interval(values: list[float]) -> tuple[float, float]:
-    return moments_interval(len(values), math.fsum(values), math.fsum(value**2 for value in values))
+MANY = 10**14
+"""Test images beyond which their number leaves nothing open."""
 
 
-class TestMeanInterval:
+def interval(values: list[float], images: int = MANY, independent: int | None = None) -> tuple[float, float]:
+    total, squares = math.fsum(values), math.fsum(value**2 for value in values)
+    return accuracy_interval(len(values), total, squares, images, independent)
+
+
+class TestAccuracyInterval:
+    """Seeds and test images both vary."""
+
     def test_by_hand(self):
-        # mean 2, standard deviation 1, t(2 degrees, 95 %) = 4.302653
-        assert mean_interval([1, 2, 3]) == pytest.approx((2 - 4.302652730 / 3**0.5, 2 + 4.302652730 / 3**0.5), abs=1e-9)
+        # mean .2, standard deviation .1, t(2 degrees, 95 %) = 4.302653: half .2484; Wilson of 20/100: .1334 to .2888
+        low, high = interval([0.1, 0.2, 0.3], 100)
+        assert low == pytest.approx(max(0, 0.2 - math.hypot(0.248414, 0.2 - 0.1333669)), abs=1e-5)
+        assert high == pytest.approx(0.2 + math.hypot(0.248414, 0.2888292 - 0.2), abs=1e-5)
 
     @pytest.mark.parametrize("confidence", CONFIDENCES)
     @pytest.mark.parametrize("degrees", [*range(1, 12), 29, 30, 99, 1000])
@@ -95,22 +104,64 @@ class TestMeanInterval:
 
     @unhurried
     @given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
-    def test_against_scipy(self, values: list[float]):
-        found = mean_interval(values)
+    def test_of_any_number_of_images_it_is_scipys_t_interval(self, values: list[float]):
         error = np.std(values, ddof=1) / math.sqrt(len(values))
         expected = np.array(stats.t.interval(0.95, len(values) - 1)) * error + np.mean(values)
-        assert found == pytest.approx(tuple(expected), abs=1e-6)  # sums of squares cancel
+        assert interval(values) == pytest.approx(tuple(np.clip(expected, 0, 1)), abs=2e-6)  # sums of squares cancel
 
-    @pytest.mark.parametrize("values", [[0.9, 0.92], [0.03, 0.05, 0.02, 0.04, 0.01], [0.1 * k for k in range(10)]])
+    @pytest.mark.parametrize("values", [[0.9, 0.92], [0.03, 0.05, 0.02, 0.04, 0.03], [0.1 * k for k in range(10)]])
     def test_against_statsmodels(self, values: list[float]):
-        assert mean_interval(values) == pytest.approx(DescrStatsW(values).tconfint_mean(0.05), abs=1e-9)
+        expected = np.clip(DescrStatsW(values).tconfint_mean(0.05), 0, 1)
+        assert interval(values) == pytest.approx(tuple(expected), abs=1e-6)
 
-    def test_equal_values_have_no_width(self):
-        assert mean_interval([0.25, 0.25, 0.25]) == (0.25, 0.25)
+    @unhurried
+    @given(counts(), st.integers(1, 9))
+    def test_equal_seeds_say_what_one_of_them_says(self, count: tuple[int, int], seeds: int):
+        share = count[0] / count[1]
+        assert interval([share] * seeds, count[1]) == pytest.approx(wilson(*count), abs=1e-6)
+
+    @unhurried
+    @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(1, 1000))
+    def test_it_lies_in_the_unit_interval_and_holds_the_mean(self, values: list[float], images: int):
+        low, high = interval(values, images)
+        mean = math.fsum(values) / len(values)
+        assert 0 <= low <= mean + 1e-12
+        assert mean - 1e-12 <= high <= 1
+        assert low < high
+
+    def test_seeds_that_share_their_images_are_no_more_images(self):
+        """95 % of intervals hold the expected accuracy; those of the spread over seeds alone by far do not."""
+        random, seeds, images, held = np.random.default_rng(1), 5, 100, {"both": 0, "seeds alone": 0}
+        for _ in range(400):
+            difficulty = random.beta(0.8, 0.4, images)  # expectation 2/3
+            values = list((random.random((seeds, images)) < difficulty).mean(axis=1))
+            for name, n in (("both", images), ("seeds alone", MANY)):
+                low, high = interval(values, n)
+                held[name] += low <= 2 / 3 <= high
+        assert held["both"] >= 0.93 * 400
+        assert held["seeds alone"] < 0.85 * 400
+
+    @pytest.mark.parametrize("models", [2, 3, 5])
+    def test_pairs_that_share_models_are_fewer_than_they_seem(self, models: int):
+        random, held, pairs = np.random.default_rng(2), {"fewer": 0, "as they seem": 0}, models**2
+        for _ in range(400):
+            targets, substitutes = random.normal(0, 0.03, (2, models))
+            noise = random.normal(0, 0.01, (models, models))
+            values = [float(value) for value in (0.5 + targets[:, None] + substitutes + noise).ravel()]
+            for name, independent in (("fewer", models), ("as they seem", pairs)):
+                low, high = interval(values, MANY, independent)
+                held[name] += low <= 0.5 <= high
+        assert held["fewer"] >= 0.93 * 400
+        assert held["as they seem"] < 0.88 * 400
 
     def test_one_seed_shows_no_spread(self):
-        with pytest.raises(ValueError, match="at least two values"):
-            mean_interval([0.93])
+        assert interval([0.93], 100) == pytest.approx(wilson(93, 100))
+        assert interval([0.9, 0.96], 100, independent=1) == pytest.approx(wilson(93, 100))
+
+    @pytest.mark.parametrize(("n", "independent"), [(0, None), (2, 0)])
+    def test_nothing_has_no_interval(self, n: int, independent: int | None):
+        with pytest.raises(ValueError, match="at least one share"):
+            accuracy_interval(n, 0, 0, 10, independent)
 
     def test_no_degrees_of_freedom_are_refused(self):
         with pytest.raises(ValueError, match="at least one degree"):

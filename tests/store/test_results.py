@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.statistics import moments_interval, wilson
+from core.statistics import accuracy_interval, wilson
 from store import jobs, results, stages
 from store.database import Database
 from store.results import NOT_ASKED, NOTHING, Cell, Filters, Matrix
@@ -57,12 +57,12 @@ class TestCells:
             factories.stages_by_title(database)["evaluate natural H, seed 0, FGSM eps=0.3"].key
         ]
 
-    def test_several_seeds_have_students_interval_of_their_means(self, database: Database):
+    def test_several_seeds_have_the_interval_of_their_spread_and_their_images(self, database: Database):
         post(database, body(seeds=[0, 1, 2]))
         finish(database, by_seed(database, {0: 2, 1: 4, 2: 9}))
         cell = labelled(whitebox(database))["clean", "natural H"]
         assert (cell.n_correct, cell.n, cell.accuracy) == (15, 30, 0.5)
-        assert cell.interval == pytest.approx(moments_interval(3, 1.5, 0.04 + 0.16 + 0.81), rel=1e-12)
+        assert cell.interval == pytest.approx(accuracy_interval(3, 1.5, 0.04 + 0.16 + 0.81, 10), rel=1e-12)
         assert sorted((count.target_seed, count.n_correct) for count in cell.counts) == [(0, 2), (1, 4), (2, 9)]
 
     def test_none_correct_is_zero_and_not_missing(self, database: Database):
@@ -173,6 +173,18 @@ class TestTransfer:
         for cell in labelled(matrix).values():
             assert sorted((count.target_seed, count.substitute_seed) for count in cell.counts) == [(0, 1), (1, 0)]
             assert not cell.whitebox, "a model never meets its own examples"
+
+    def test_pairs_that_share_models_repeat_as_often_as_there_are_models(self, database: Database):
+        spec = body(defenses=NAMED, seeds=[0, 1, 2], substitutes=["A"], transfer=[FGSM], pairing="independent")
+        post(database, spec)
+        counted = iter([1, 2, 3, 4, 5, 6, 7, 8, 9] * 9)
+        finish(database, lambda _: next(counted))
+        for cell in labelled(blackbox(database)).values():
+            assert (cell.sums.seeds, cell.independent) == (6, 3)
+            shares = [count.n_correct / 10 for count in cell.counts]
+            expected = accuracy_interval(6, sum(shares), sum(share**2 for share in shares), 10, independent=3)
+            assert cell.interval == pytest.approx(expected)
+        assert all(cell.independent is None for cell in labelled(whitebox(database)).values())
 
     def test_all_pairs_of_an_evaluate_job_leave_out_white_box_ones_where_there_are_others(self, database: Database):
         first = post(database, trainings([0, 1]))
@@ -367,10 +379,10 @@ class TestManyEvaluations:
         assert cell.reason == "1 of 2 evaluations have not succeeded; a narrower table says why"
 
     @pytest.mark.usefixtures("narrow")
-    def test_equal_seeds_have_an_interval_of_no_width(self, database: Database):
+    def test_equal_seeds_say_what_one_of_them_says(self, database: Database):
         post(database, body(seeds=[0, 1, 2]))
         finish(database, lambda _: 7)
-        assert labelled(whitebox(database))["clean", "natural H"].interval == (0.7, 0.7)
+        assert labelled(whitebox(database))["clean", "natural H"].interval == pytest.approx(wilson(7, 10))
 
 
 class TestStamp:
