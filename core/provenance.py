@@ -25,10 +25,20 @@ def environment() -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **_cuda(),
         "platform": platform.platform(),
         "host": platform.node(),
         "device": device_name(),
     }
+
+
+def _cuda() -> dict[str, Any]:
+    """Return the versions that decide the bits on a CUDA device; nothing where there is none."""
+    if device_class() == "cpu":
+        return {}
+    import torch
+
+    return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
 
 
 def made_in(outcome: "Outcome") -> dict[str, Any]:

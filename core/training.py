@@ -266,7 +266,7 @@ class Loop:
         return Trained(weights, self.curve, self.monitor.clock() - self.began, self.portion.lowered)
 
     def advance(self) -> dict[str, Tensor]:
-        """Return the losses of one further iteration; on CUDA nothing here waits for the device."""
+        """Return the losses of one further iteration; on CUDA nothing here waits for that to have run."""
         indices = self.order(self.iteration)
         if self.captured is None:
             losses = self._iterate(indices, self.iteration)

@@ -2,6 +2,7 @@
 # What to run when a CUDA machine is at hand, in order; each step is resumable or short, and its table comes last.
 #   scripts/gpu.sh smoke|bench|suite NAME [SECONDS [OPTION...]]     results under $OUT (default: docs/results)
 #   scripts/gpu.sh suite e2sad-svhn 540 --dataset synth-digits       options are those of core.run
+# A suite goes on where it stopped, from FOLDER (default: var/gpu/NAME), which has to outlive the call: $OUT may not.
 # The machine needs torch, numpy, pydantic, PyYAML, safetensors and pytest; DATA_DIR (default: data) holds MNIST/raw.
 # synth-digits needs the Pillow of constraints.txt: its version decides the pixels, and so the keys of the stages.
 # bench takes foolbox, ART and matplotlib where they are, and says what it leaves out. COMMIT: where this is no checkout.
@@ -10,9 +11,10 @@ cd "$(dirname "$0")/.."
 out="${OUT:-docs/results}"
 on=(--device cuda ${COMMIT:+--commit "$COMMIT"})
 case "${1:-}" in
-  smoke) python3 -m pytest -q -m gpu --noconftest tests/core/test_capture.py ;;
+  smoke) python3 -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch finds no CUDA device here")'
+         python3 -m pytest -q -m gpu --noconftest tests/core/test_capture.py tests/core/test_on_cuda.py ;;
   bench) python3 -m bench "${on[@]}" --out "$out" --images 2000 ;;
   suite) python3 -m core.run "${on[@]}" --suite "$2" --data-dir "${DATA_DIR:-data}" --out "$out/$2.zip" \
-           --budget-seconds "${3:-540}" "${@:4}" ;;
-  *) sed -n 2,7p "$0"; exit 2 ;;
+           --folder "${FOLDER:-var/gpu/$2}" --budget-seconds "${3:-540}" "${@:4}" ;;
+  *) sed -n 2,8p "$0"; exit 2 ;;
 esac

@@ -83,10 +83,18 @@ class Batch:
         """Return the weight gradient of `loss`, in the weights' own memory layout."""
         import torch
 
-        # fused optimisers read a gradient as it lies in memory; a second differentiation leaves it transposed
+        return self.as_weights_lie(torch.autograd.grad(loss, self.params))
+
+    def as_weights_lie(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients, copied where they lie in memory otherwise than their weights.
+
+        Fused optimisers read them as they lie, and a second differentiation, or float64, leaves some transposed.
+        """
+        import torch
+
         return [
             gradient if gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)
-            for gradient, weight in zip(torch.autograd.grad(loss, self.params), self.params, strict=True)
+            for gradient, weight in zip(gradients, self.params, strict=True)
         ]
 
 
@@ -110,7 +118,7 @@ def clean_pass(batch: Batch, *, weights: bool, images: bool) -> Clean:
     wanted = [*(batch.params if weights else []), *([clean] if images else [])]
     found = list(torch.autograd.grad(loss, wanted))
     of_images = found.pop() if images else None
-    return Clean(loss.detach() / len(clean), found, of_images)
+    return Clean(loss.detach() / len(clean), batch.as_weights_lie(found) if weights else [], of_images)
 
 
 def add_scaled(weights: list[Tensor], others: list[Tensor], factor: float) -> list[Tensor]:
