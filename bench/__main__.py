@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,18 +122,22 @@ def rows(
     wait: Work | None = torch.cuda.synchronize if execution.device == "cuda" else None
     with configured(execution):
         ceiling |= ceilings(execution.device, wait, "float32", 2 * options.rounds + 1)
+        yield from layout_rows(data, execution, options, wait, ceiling, ["float32"])
         yield from training_rows(data, execution, options, wait, ceiling, "float32")
         yield from crafting_rows(data, execution, options, wait, ceiling["matmul float32"])
     if execution.device == "cuda":
         with configured(execution, tf32=True):
-            ceiling |= ceilings(execution.device, wait, "tf32", 2 * options.rounds + 1)
+            for precision in ("tf32", "bf16"):
+                ceiling |= ceilings(execution.device, wait, precision, 2 * options.rounds + 1)
+            yield from layout_rows(data, execution, options, wait, ceiling, ["tf32", "bf16"])
             yield from training_rows(data, execution, options, wait, ceiling, "tf32")
 
 
 def ceilings(device: str, wait: Work | None, precision: str, rounds: int) -> dict[str, float]:
     """Return what the device does at best, now: operations per second of a large matrix product, bytes copied."""
     size = 2048 if device == "cpu" else 8192
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    form = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=form) for _ in range(2))
     blob = torch.empty(2**27 if device == "cpu" else 2**30, dtype=torch.uint8, device=device)
     other = torch.empty_like(blob)
     timings = interleaved({"matmul": lambda: a @ b, "copy": lambda: other.copy_(blob)}, rounds, wait)
@@ -181,6 +185,33 @@ def training_rows(
         timings = interleaved({who: partial(work, iterations) for who, work in works.items()}, options.rounds, wait)
         flop = defense.passes().units * network.flop * 256
         yield _row(name, precision, timings, "plain", iterations, flop, ceiling[f"matmul {precision}"])
+
+
+def layout_rows(
+    data: Any, execution: Execution, options: argparse.Namespace, wait: Work | None, ceiling: dict[str, float],
+    precisions: Sequence[str],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Yield a row per precision: e2SAD training as the execution plan lays images out, against the other layout."""
+    other: Any = "contiguous" if execution.layout == "channels_last" else "channels_last"
+    defense, network = DEFENSES["e2sad"](), NETWORKS["mnist_cnn"]()
+    for precision in precisions:
+        name = f"layout {execution.layout}, {precision}"
+        if options.only not in name:
+            continue
+        works = {
+            who: partial(_advance, Loop(
+                defense=defense, network=network, execution=execution.model_copy(update={"layout": layout}),
+                training=Training.model_validate({"iterations": 1_000_000, "precision": precision}), recipe="bench",
+                seed=0, images=data.train_images, labels=data.train_labels,
+            ))
+            for who, layout in (("ours", execution.layout), (other, other))
+        }  # fmt: skip
+        for work in works.values():
+            work(WARM_UP)
+        iterations = _repeats(works, options.budget, wait)
+        timings = interleaved({who: partial(work, iterations) for who, work in works.items()}, options.rounds, wait)
+        flop = defense.passes().units * network.flop * 256
+        yield _row(name, precision, timings, other, iterations, flop, ceiling[f"matmul {precision}"])
 
 
 def _advance(loop: Loop | plain.Loop, iterations: int) -> None:

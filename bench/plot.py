@@ -3,7 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-COLOURS = {"plain": "#4477aa", "foolbox": "#ee6677", "ART": "#228833"}
+COLOURS = {
+    "plain": "#4477aa",
+    "foolbox": "#ee6677",
+    "ART": "#228833",
+    "contiguous": "#ccbb44",
+    "channels_last": "#ccbb44",
+}
 
 
 def draw(report: dict[str, Any], path: Path) -> None:

@@ -41,6 +41,13 @@ def test_rivals_that_are_not_installed_are_left_out_and_named(tmp_path: Path):
     assert "left out: foolbox: not installed" in ran.stdout
 
 
+def test_the_layout_of_the_plan_is_measured_against_the_other(tmp_path: Path):
+    little = ("--rounds", "1", "--budget", "0.01", "--seeds", "0", "--out", str(tmp_path))
+    assert bare("bench", "--device", "cpu", "--only", "layout", *little).returncode == 0
+    (found,) = json.loads((tmp_path / "bench-cpu.json").read_text())["rows"]
+    assert (found["name"], list(found["times_faster_than"])) == ("layout channels_last, float32", ["contiguous"])
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_a_device_that_is_not_here_is_refused(tmp_path: Path):
     ran = bare("bench", "--device", "cuda", "--out", str(tmp_path))
