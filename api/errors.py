@@ -1,6 +1,7 @@
 """What a client is told when something is wrong: one shape, naming the field and the remedy.
 
 ApiError
+├── Forbidden     403
 ├── NotFound      404
 ├── Conflict      409
 ├── InProgress    409
@@ -20,6 +21,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api.places import resolved
 from core.attacks import ATTACKS
@@ -50,7 +52,7 @@ class ErrorBody(BaseModel):
     """What went wrong."""
 
     code: str
-    """invalid, not_found, conflict, in_progress, too_large, unavailable, ..."""
+    """invalid, forbidden, not_found, conflict, in_progress, too_large, unavailable, ..."""
     message: str
     """One sentence for a person."""
     fields: list[FieldError] = []
@@ -72,6 +74,13 @@ class ApiError(Exception):
     def __init__(self, message: str, fields: list[FieldError] | None = None):
         super().__init__(message)
         self.body = ErrorBody(code=self.code, message=message, fields=fields or [])
+
+
+class Forbidden(ApiError):
+    """A page of another site asks, or under a name that is not this service's."""
+
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(ApiError):
@@ -117,6 +126,7 @@ class Unavailable(ApiError):
 
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
+    403: {"model": ErrorReply, "description": "Another site's page asks, or the Host is not the service's."},
     404: {"model": ErrorReply, "description": "There is no such thing."},
     409: {"model": ErrorReply, "description": "The thing's state does not allow this."},
     413: {"model": ErrorReply, "description": "The body is too large."},
@@ -243,7 +253,7 @@ def on_request_error(_: Request, error: Exception) -> JSONResponse:
     return reply(Invalid("; ".join(f"{field.path}: {field.message}" for field in fields), fields))
 
 
-def known_parameters(request: Request) -> None:
+async def known_parameters(request: Request) -> None:
     """Return where every query parameter is one of the route's.
 
     Raises:
@@ -271,7 +281,17 @@ def on_http_error(request: Request, error: Exception) -> JSONResponse:
     }
     message = messages.get(error.status_code, str(error.detail))
     body = ErrorBody(code=codes.get(error.status_code, "error"), message=message)
-    return JSONResponse(ErrorReply(error=body).model_dump(), error.status_code, error.headers)
+    headers = {"Allow": ", ".join(_methods(request))} if error.status_code == 405 else error.headers
+    return JSONResponse(ErrorReply(error=body).model_dump(), error.status_code, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """Return what all routes together answer at the request's path; the framework names those of the first alone."""
+    return [
+        method
+        for method, asked in (("GET", "GET"), ("HEAD", "GET"), ("POST", "POST"))
+        if any(route.matches({**request.scope, "method": asked})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 def on_database_error(_: Request, error: Exception) -> JSONResponse:

@@ -50,9 +50,14 @@ def answer(
     form = chosen(wanted, accept, {"json", *writers})
     body = reply.model_dump_json() if form == "json" else writers[form](reply)
     etag = f'"{hashlib.sha256(f"{form}:{body}".encode()).hexdigest()[:32]}"'
-    if known is not None and etag in known:
+    if is_known(etag, known):
         return unchanged(etag)
     return Response(body, media_type=MEDIA[form], headers=_headers(etag))
+
+
+def is_known(etag: str, known: str | None) -> bool:
+    """Return whether If-None-Match names the answer, or any there is."""
+    return known is not None and (known.strip() == "*" or etag in known)
 
 
 def unchanged(etag: str) -> Response:

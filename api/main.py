@@ -13,9 +13,10 @@ from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from api import errors
+from api import errors, front
 from api.routes import catalog, costs, events, figures, jobs, paper, results, robustness, stages, system
 from api.service import Service
 from core.errors import SpecError, StoreAway
@@ -39,6 +40,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         app.state.service = Service.open(chosen or settings())
         _require_schema(app.state.service)
         _end_streams_on_stop(app.state.service)
+        await run_in_threadpool(app.openapi)  # half a second, which no request should hold the event loop for
         yield
         app.state.service.stopping = True
         app.state.service.close()
@@ -51,6 +53,8 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
         dependencies=[Depends(errors.known_parameters)],
     )
+    app.add_middleware(front.HeadAsGet)
+    app.add_middleware(front.OwnPages)
     for module in (jobs, events, results, robustness, figures, paper, costs, stages, catalog, system):
         app.include_router(module.router)
     app.add_exception_handler(errors.ApiError, errors.on_api_error)

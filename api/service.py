@@ -75,7 +75,7 @@ class Service:
             )  # fmt: skip
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     return request.app.state.service
 
 

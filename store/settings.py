@@ -20,6 +20,8 @@ class Settings(BaseSettings):
     """Address the API listens on."""
     port: int = Field(default=8000, ge=1, le=65535)
     """Port the API listens on. Left unset, `make serve` and `make demo` take the next free one."""
+    allowed_hosts: str = ""
+    """Host names with a dot that requests may name, comma separated; *.example.org is those below it, * any."""
     state_dir: Path = Path("var")
     """Folder of the embedded database, the artifacts and the broker folders."""
     data_dir: Path = Path("data")
@@ -84,6 +86,11 @@ class Settings(BaseSettings):
             return f"sqlite:///{self.state_dir / 'gauntlet.db'}"
         scheme, separator, rest = self.database_url.partition("://")
         return "postgresql+psycopg" + separator + rest if scheme in ("postgres", "postgresql") else self.database_url
+
+    @property
+    def host_names(self) -> tuple[str, ...]:
+        """The names of ALLOWED_HOSTS."""
+        return tuple(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
 
     @property
     def artifacts(self) -> str:

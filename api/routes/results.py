@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from api import views
 from api.errors import RESPONSES, QueryText
 from api.filters import AttackName, NetworkName, ScopeQuery
-from api.forms import Accept, IfNoneMatch, MatrixForm, answer, chosen, in_forms, unchanged
+from api.forms import Accept, IfNoneMatch, MatrixForm, answer, chosen, in_forms, is_known, unchanged
 from api.schemas import MatrixReply
 from api.service import Service, ServiceDep
 from api.terminal import WRITERS
@@ -106,7 +106,7 @@ def _answer(
     with service.database.read() as session:
         stamp = results.stamp(session)
         known = service.tags.of(question, stamp)
-        if known is not None and if_none_match is not None and known in if_none_match:
+        if known is not None and is_known(known, if_none_match):
             return unchanged(known)
         query.require(session)
         reply = make(session, query)

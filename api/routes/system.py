@@ -1,7 +1,7 @@
 """Whether the service lives and is ready."""
 
-from fastapi import APIRouter
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from sqlalchemy import text
 
 from api.metrics import MEDIA, render
@@ -15,9 +15,17 @@ KEEPER = "keeper"
 """The lease that the acting keeper holds."""
 
 
+async def start(_: Request) -> RedirectResponse:
+    """Lead whoever opens the service in a browser to what it can do."""
+    return RedirectResponse("/docs")
+
+
+router.add_route("/", start, include_in_schema=False)
+
+
 @router.get("/healthz")
-def healthz() -> HealthReply:
-    """Answer ok while the process lives."""
+async def healthz() -> HealthReply:
+    """Answer ok while the process lives: in its event loop, so that no busy thread keeps it waiting."""
     return HealthReply(status="ok")
 
 

@@ -78,10 +78,16 @@ def test_a_stream_replays_goes_on_and_ends_with_the_job(
 def test_what_is_wrong_is_said_before_the_stream_begins(api: tuple[str, subprocess.Popen[bytes]]) -> None:
     url, _ = api
     assert httpx.get(f"{url}/jobs/77/events", trust_env=False).status_code == 404
+    assert httpx.head(f"{url}/jobs/77/events", trust_env=False).status_code == 404
     job_id = httpx.post(f"{url}/jobs", json=JOB, trust_env=False).json()["id"]
     bad = httpx.get(f"{url}/jobs/{job_id}/events", headers={"Last-Event-ID": "x"}, trust_env=False)
     assert bad.status_code == 422
     assert "Last-Event-ID" in bad.json()["error"]["message"]
+    with httpx.Client(base_url=url, trust_env=False) as client:  # on one connection
+        head = client.head(f"/jobs/{job_id}/events")
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-type"].startswith("text/event-stream")
+        assert client.get("/healthz").status_code == 200
 
 
 def test_an_open_stream_does_not_hold_up_shutdown(api: tuple[str, subprocess.Popen[bytes]]) -> None:

@@ -301,6 +301,7 @@ class TestCaching:
         same = house.client.get(WHITEBOX, headers={"If-None-Match": first.headers["etag"]})
         assert (same.status_code, same.content) == (304, b"")
         assert same.headers["etag"] == first.headers["etag"]
+        assert house.client.get(WHITEBOX, headers={"If-None-Match": "*"}).status_code == 304
         house.work(60)
         changed = house.client.get(WHITEBOX, headers={"If-None-Match": first.headers["etag"]})
         assert changed.status_code == 200

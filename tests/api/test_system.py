@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from api.main import THREADS
 from core.attacks import ATTACKS
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
@@ -20,7 +23,7 @@ from core.stages import STAGES
 from store import migrate, stages
 from store.database import Database
 from tests import factories
-from tests.api.conftest import document, opened
+from tests.api.conftest import document, opened, opened_with, settings_for
 from tests.api.house import LITTLE, House
 
 KINDS = {"attacks": ATTACKS, "defenses": DEFENSES, "networks": NETWORKS, "stages": STAGES, "figures": FIGURES}
@@ -85,6 +88,97 @@ class TestHealth:
             opened(database_url, tmp_path, data_dir),
         ):
             pass
+
+
+class TestDoors:
+    """Who may ask, by which names, and in which ways."""
+
+    @pytest.mark.parametrize(
+        ("headers", "status"),
+        [
+            ({}, 200),
+            ({"Content-Type": "application/x-www-form-urlencoded"}, 200),  # curl -d
+            ({"Origin": "http://testserver"}, 200),
+            ({"Origin": "http://TESTSERVER", "Sec-Fetch-Site": "same-origin"}, 200),
+            ({"Origin": "https://front.example", "Sec-Fetch-Site": "same-origin"}, 200),  # a proxy that renames
+            ({"Sec-Fetch-Site": "none"}, 200),
+            ({"Origin": "https://evil.example", "Content-Type": "text/plain"}, 403),
+            ({"Origin": "http://testserver:81"}, 403),
+            ({"Origin": "null"}, 403),
+            ({"Sec-Fetch-Site": "cross-site"}, 403),
+            ({"Sec-Fetch-Site": "same-site", "Origin": "http://testserver"}, 403),
+            ({"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}, 403),
+        ],
+    )
+    def test_a_foreign_page_changes_nothing(self, small_house: House, headers: dict[str, str], status: int):
+        answer = small_house.client.post("/jobs?dry_run=1", content=json.dumps(LITTLE), headers=headers)
+        assert answer.status_code == status, answer.text
+        if status == 403:
+            assert answer.json()["error"]["code"] == "forbidden"
+            assert small_house.client.post("/jobs/1/cancel", headers=headers).status_code == 403
+
+    def test_a_foreign_page_may_look(self, small_house: House):
+        asked = {"Origin": "https://notebook.example", "Sec-Fetch-Site": "cross-site"}
+        assert small_house.client.get("/jobs", headers=asked).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("host", "status"),
+        [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:8000", 200), ("api:8000", 200), ("a.localhost", 200),
+         ("evil.example", 403), ("127.0.0.1.evil.example:8000", 403), ("localhost.evil.example.", 403),
+         ("[::1", 403), ("gauntlet.example.org", 200), ("GPU1.lab.example:8000", 200), ("lab.example", 403)],
+    )  # fmt: skip
+    def test_the_names_it_goes_by(self, sqlite_url: str, tmp_path: Path, data_dir: Path, host: str, status: int):
+        chosen = settings_for(sqlite_url, tmp_path, data_dir)
+        with opened_with(chosen.model_copy(update={"allowed_hosts": "Gauntlet.example.org, *.lab.example"})) as house:
+            answer = house.client.get("/healthz", headers={"Host": host})
+        assert answer.status_code == status
+        if status == 403:
+            assert "ALLOWED_HOSTS" in answer.json()["error"]["message"]
+
+    def test_any_name_where_that_is_said(self, sqlite_url: str, tmp_path: Path, data_dir: Path):
+        chosen = settings_for(sqlite_url, tmp_path, data_dir)
+        with opened_with(chosen.model_copy(update={"allowed_hosts": "*"})) as house:
+            assert house.client.get("/jobs", headers={"Host": "any.example"}).status_code == 200
+
+    @pytest.mark.parametrize("path", ["/healthz", "/jobs", "/jobs/1", "/results/whitebox-matrix", "/openapi.json"])
+    def test_head_is_get_without_the_body(self, small_house: House, path: str):
+        small_house.post(LITTLE)
+        head, got = small_house.client.head(path), small_house.client.get(path)
+        assert (head.status_code, head.content, got.status_code) == (200, b"", 200)
+        assert dict(head.headers) == dict(got.headers)
+
+    @pytest.mark.parametrize(
+        ("method", "path", "allow"),
+        [("DELETE", "/jobs", "GET, HEAD, POST"), ("GET", "/jobs/1/cancel", "POST"), ("HEAD", "/jobs/1/cancel", "POST"),
+         ("PUT", "/jobs/1", "GET, HEAD"), ("PATCH", "/openapi.json", "GET, HEAD"), ("OPTIONS", "/", "GET, HEAD")],
+    )  # fmt: skip
+    def test_a_method_that_is_not_there_says_which_are(self, small_house: House, method: str, path: str, allow: str):
+        answer = small_house.client.request(method, path)
+        assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+
+    def test_the_root_leads_to_the_docs(self, small_house: House):
+        answer = small_house.client.get("/", follow_redirects=False)
+        assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+        assert small_house.client.get("/").status_code == 200
+
+    def test_alive_while_every_thread_is_busy(self, small_house: House):
+        app: Any = small_house.client.app
+        busy, go_on = threading.Barrier(THREADS + 1), threading.Event()
+
+        @app.get("/hang")
+        def hang() -> None:
+            busy.wait()
+            go_on.wait()
+
+        app.openapi_schema = {**document(), "paths": {**document()["paths"], "/hang": {"get": {}}}}
+        with ThreadPoolExecutor(THREADS + 1) as pool:
+            hanging = [pool.submit(small_house.client.get, "/hang") for _ in range(THREADS)]
+            busy.wait(60)
+            try:
+                assert pool.submit(small_house.client.get, "/healthz").result(60).status_code == 200
+            finally:
+                go_on.set()
+            assert {one.result().status_code for one in hanging} == {200}
 
 
 class TestCatalog:
