@@ -50,7 +50,7 @@ class FileEntry(Spec):
     """Its address."""
     size: Annotated[int, Field(ge=0, le=LARGEST_ARTIFACT)]
     """Its bytes."""
-    media_type: Annotated[str, Field(max_length=100)]
+    media_type: Annotated[str, Field(max_length=100, pattern=r"^[a-z]+/[a-z0-9.+-]+(; charset=utf-8)?$")]
     """What the bytes are."""
 
 

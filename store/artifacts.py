@@ -17,6 +17,8 @@ from urllib.parse import unquote, urlsplit
 from core.errors import ArtifactCorrupt, SpecError, StoreAway
 from store.files import write_atomically
 
+PART = 1 << 20
+"""Bytes of an artifact that are in memory at a time where it is streamed."""
 LOCK = ".lock"
 """The file in a folder of artifacts that whoever puts or removes one locks."""
 SCHEMES = ["file:///folder", "s3://bucket/prefix"]
@@ -72,6 +74,24 @@ class ArtifactStore(ABC):
             raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store", sha256)
         return data
 
+    def stream(self, sha256: str) -> tuple[int, Iterator[bytes]]:
+        """Return the artifact's size and its bytes, part by part; it is read twice, so that none leaves unverified.
+
+        Raises:
+            ArtifactCorrupt, StoreAway: as `get`.
+        """
+        digest, size = hashlib.sha256(), 0
+        try:
+            for part in self._parts(sha256):
+                digest.update(part)
+                size += len(part)
+        except FileNotFoundError:
+            self._require_something()
+            raise ArtifactCorrupt(f"artifact {sha256} is missing from the store", sha256) from None
+        if digest.hexdigest() != sha256:
+            raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store", sha256)
+        return size, self._parts(sha256)
+
     def _require_something(self) -> None:  # noqa: B027 - a bucket is there or refuses
         """Return unless the store holds nothing, which says more about the store than about one artifact."""
 
@@ -97,6 +117,10 @@ class ArtifactStore(ABC):
     @abstractmethod
     def _read(self, sha256: str) -> bytes | None:
         """Return what is stored, None where there is nothing."""
+
+    @abstractmethod
+    def _parts(self, sha256: str) -> Iterator[bytes]:
+        """Yield what is stored, part by part; FileNotFoundError where there is nothing."""
 
 
 class FolderStore(ArtifactStore):
@@ -168,6 +192,16 @@ class FolderStore(ArtifactStore):
             return self.path(sha256).read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            self._away(error)
+
+    def _parts(self, sha256: str) -> Iterator[bytes]:
+        try:
+            with self.path(sha256).open("rb") as file:
+                while part := file.read(PART):
+                    yield part
+        except FileNotFoundError:
+            raise
         except OSError as error:
             self._away(error)
 

@@ -9,7 +9,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from core.errors import StoreAway
-from store.artifacts import ArtifactStore, Stored, place_of
+from store.artifacts import PART, ArtifactStore, Stored, place_of
 from store.crashpoints import crashpoint
 
 T = TypeVar("T")
@@ -76,6 +76,13 @@ class BucketStore(ArtifactStore):
 
     def _read(self, sha256: str) -> bytes | None:
         return self._asked(lambda: bytes(obstore.get(self._bucket, place_of(sha256)).bytes()))
+
+    def _parts(self, sha256: str) -> Iterator[bytes]:
+        found = self._asked(lambda: iter(obstore.get(self._bucket, place_of(sha256)).stream(min_chunk_size=PART)))
+        if found is None:
+            raise FileNotFoundError(sha256)
+        while (part := self._asked(lambda: next(found, None))) is not None:
+            yield bytes(part)
 
     def _asked(self, request: Callable[[], T]) -> T | None:
         """Return the answer, None where the object is not there."""

@@ -3,9 +3,11 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
+from fastapi.responses import StreamingResponse
 
 from api import views
 from api.errors import RESPONSES, NotFound
+from api.forms import IfNoneMatch, is_known
 from api.schemas import (
     AttemptReply,
     EnvironmentReply,
@@ -25,6 +27,8 @@ from store.trained import TrainedModel
 
 router = APIRouter(tags=["stages"], responses=RESPONSES)
 
+AS_A_STRANGER = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox allow-scripts"}
+"""What is stored may have been imported: a page or picture of it may run scripts, but as nobody to the service."""
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits.")]
 
 
@@ -75,20 +79,27 @@ def get_log(
 
 
 @router.get(
-    "/artifacts/{sha256}", response_class=Response, responses={200: {"content": {"application/octet-stream": {}}}}
+    "/artifacts/{sha256}",
+    response_class=Response,
+    responses={
+        200: {"content": {"application/octet-stream": {}}},
+        304: {"description": "If-None-Match names it: an artifact never changes."},
+    },
 )
-def get_artifact(sha256: Sha256, service: ServiceDep) -> Response:
-    """Answer with stored bytes, verified against their sha256."""
+def get_artifact(sha256: Sha256, service: ServiceDep, if_none_match: IfNoneMatch = None) -> Response:
+    """Answer with stored bytes, verified against their sha256. Pages among them run without the service's origin."""
     with service.database.read() as session:
         row = stages.artifact(session, sha256)
     if row is None:
         raise NotFound(f"there is no artifact {sha256}")
+    headers = {"ETag": f'"{sha256}"', "Cache-Control": "public, max-age=31536000, immutable", **AS_A_STRANGER}
+    if is_known(headers["ETag"], if_none_match):
+        return Response(status_code=304, headers=headers)
     try:
-        data = service.store.get(sha256)
+        size, parts = service.store.stream(sha256)
     except ArtifactCorrupt as error:
         raise NotFound(str(error)) from error
-    headers = {"ETag": f'"{sha256}"', "Cache-Control": "public, max-age=31536000, immutable"}
-    return Response(data, media_type=row.media_type, headers=headers)
+    return StreamingResponse(parts, media_type=row.media_type, headers={**headers, "Content-Length": str(size)})
 
 
 @router.get("/models")

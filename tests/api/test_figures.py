@@ -56,10 +56,11 @@ def test_figures_are_listed_with_links_of_the_right_media_type(house: House):
     assert set(found) == {"surfaces", "curves"}
     assert set(found["surfaces"]["links"]) == {"values", "png", "svg", "page"}
     assert set(found["curves"]["links"]) == {"values", "png", "svg"}
-    types = {
-        name: house.client.get(link).headers["content-type"] for name, link in found["surfaces"]["links"].items()
-    }  # fmt: skip
-    assert types == {
+    answers = {name: house.client.get(link).headers for name, link in found["surfaces"]["links"].items()}
+    for headers in answers.values():
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["content-security-policy"] == "sandbox allow-scripts"
+    assert {name: headers["content-type"] for name, headers in answers.items()} == {
         "values": "application/json", "png": "image/png", "svg": "image/svg+xml", "page": "text/html; charset=utf-8",
     }  # fmt: skip
     assert {figure["title"] for figure in found.values()} == {"T"}

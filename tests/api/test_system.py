@@ -276,7 +276,11 @@ class TestStages:
         answer = small_house.client.get(f"/artifacts/{sha256}")
         assert (answer.content, answer.headers["content-type"]) == (data, "application/x-safetensors")
         assert hashlib.sha256(answer.content).hexdigest() == sha256 == answer.headers["etag"].strip('"')
+        assert answer.headers["content-length"] == str(len(data))
         small_house.service.store.path(sha256).write_bytes(b"weights!")
+        for known in (answer.headers["etag"], "*"):  # answered without a look into the store
+            same = small_house.client.get(f"/artifacts/{sha256}", headers={"If-None-Match": known})
+            assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", answer.headers["etag"])
         broken = small_house.client.get(f"/artifacts/{sha256}")
         assert broken.status_code == 404
         assert "altered in the store" in broken.json()["error"]["message"]

@@ -311,6 +311,7 @@ class TestRefusals:
             ("job", "spec that is none here"),
             ("weights", "names no weights"),
             ("kind", "this code knows no such stage"),
+            ("media type", "artifacts.correct.media_type: String should match pattern"),
         ],
     )
     def test_altered(self, out: Path, tmp_path: Path, change: str, said: str):
@@ -422,6 +423,9 @@ ALTERATIONS: dict[str, Any] = {
     "job": set_in_job("spec", {"kind": "benchmark", "nonsense": 1}),
     "weights": drop_weights,
     "kind": unknown_kind,
+    "media type": lambda manifest, _: first(manifest, "evaluate")[1]["artifacts"]["correct"].update(
+        media_type="text/html\r\nSet-Cookie: a=b"
+    ),
 }
 
 

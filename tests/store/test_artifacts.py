@@ -12,12 +12,12 @@ import pytest
 
 from core.errors import ArtifactCorrupt, SpecError, StoreAway
 from store import s3
-from store.artifacts import ArtifactStore, FolderStore, open_store, place_of
+from store.artifacts import PART, ArtifactStore, FolderStore, open_store, place_of
 from store.s3 import BucketStore
 from tests.disk import fill
 from tests.s3 import KEYS, Proxy, S3Server, opened
 
-SIZES = [b"", b"weights", os.urandom(300_000)]
+SIZES = [b"", b"weights", os.urandom(2 * PART + 1)]
 DAMAGES = {
     "truncate": lambda data: data[:-1],
     "extend": lambda data: data + b"!",
@@ -63,6 +63,8 @@ def test_what_was_put_comes_back(store: ArtifactStore, data: bytes):
     sha256 = store.put(data)
     assert sha256 == hashlib.sha256(data).hexdigest()
     assert store.get(sha256) == data
+    size, parts = store.stream(sha256)
+    assert (size, b"".join(parts)) == (len(data), data)
     assert places(store) == [place_of(sha256)]
 
 
@@ -71,8 +73,9 @@ def test_damage_is_never_handed_out_and_is_mended_by_the_next_put(store: Artifac
     data = b"weights of a network"
     sha256 = store.put(data)
     tamper(store, sha256, DAMAGES[damage](data))
-    with pytest.raises(ArtifactCorrupt, match="missing" if damage == "remove" else "altered"):
-        store.get(sha256)
+    for read in (store.get, store.stream):
+        with pytest.raises(ArtifactCorrupt, match="missing" if damage == "remove" else "altered"):
+            read(sha256)
     assert store.put(data) == sha256
     assert store.get(sha256) == data
 
