@@ -105,6 +105,8 @@ class JobSummary(Reply):
     """When its first stage started, seconds since 1970."""
     finished_at: float | None
     """When it ended, seconds since 1970."""
+    last_event: int
+    """Number of the newest thing that happened to it: what comes later is behind it in its history."""
     progress: ProgressReply
     """How far it is."""
 

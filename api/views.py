@@ -57,7 +57,7 @@ def summary(job: Job, counts: Counts, running: Sequence[Stage] = ()) -> JobSumma
     return JobSummary(
         id=job.id, kind=job.kind, name=job.name, suite=job.suite, tags=job.tags, state=job.state,
         priority=job.priority, created_at=job.created_at, started_at=job.started_at, finished_at=job.finished_at,
-        progress=progress(counts, running),
+        last_event=job.last_event, progress=progress(counts, running),
     )  # fmt: skip
 
 

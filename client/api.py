@@ -2,13 +2,22 @@
 
 import os
 import time
-from collections.abc import Iterator
-from typing import Any
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 ENDED = ("succeeded", "failed", "cancelled")
+TIMEOUT = 30.0
+"""How long an answer is waited for, in seconds."""
+REPEAT_AFTER = 1.0
+REPEAT_SECONDS = 300.0
+"""How long a POST whose answer was lost is repeated: longer than a service that died holds on to its key."""
+SHARE = 20
+"""A job is asked for again after so many times the time its answer took: one of thousands of stages is megabytes."""
+T = TypeVar("T")
 
 
 def service_url(given: str | None) -> str:
@@ -21,6 +30,7 @@ class ApiRefused(Exception):
 
     def __init__(self, status: int, body: dict[str, Any]):
         self.status = status
+        self.code: str = body.get("error", {}).get("code", "")
         self.fields: list[dict[str, Any]] = body.get("error", {}).get("fields", [])
         super().__init__(f"{status}: {body.get('error', {}).get('message', body)}")
 
@@ -28,14 +38,18 @@ class ApiRefused(Exception):
 class Client:
     """Talks to one service; the URL defaults to GAUNTLET_URL, then to this machine."""
 
-    def __init__(self, url: str | None = None, timeout: float = 30.0):
+    def __init__(self, url: str | None = None, timeout: float = TIMEOUT):
         self.url = service_url(url)
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
     def post_job(self, spec: dict[str, Any], *, dry_run: bool = False, key: str | None = None) -> dict[str, Any]:
-        """Return the job made from `spec`, or with `dry_run` its plan."""
-        headers = {"Idempotency-Key": key} if key else {}
-        return self._json("POST", "/jobs", json=spec, params={"dry_run": 1} if dry_run else {}, headers=headers)
+        """Return the job made from `spec`, or with `dry_run` its plan.
+
+        A request whose answer is lost is repeated under its key, `key` or one of its own, and makes no second job.
+        """
+        if dry_run:
+            return self._json("POST", "/jobs", json=spec, params={"dry_run": 1})
+        return self._once("/jobs", key, json=spec)
 
     def job(self, job_id: int) -> dict[str, Any]:
         """Return a job."""
@@ -51,7 +65,7 @@ class Client:
 
     def retry(self, job_id: int, *, key: str | None = None) -> dict[str, Any]:
         """Return a new job of the spec of one that failed or was cancelled."""
-        return self._json("POST", f"/jobs/{job_id}/retry", headers={"Idempotency-Key": key} if key else {})
+        return self._once(f"/jobs/{job_id}/retry", key)
 
     def history(self, job_id: int, after: int = 0) -> Iterator[dict[str, Any]]:
         """Yield what happened to a job behind event `after`, oldest first, up to now."""
@@ -63,28 +77,56 @@ class Client:
         """Yield trained models, newest first."""
         return self._pages("/models", "models", filters)
 
+    def workers(self) -> list[dict[str, Any]]:
+        """Return worker processes, newest first."""
+        return self._json("GET", "/workers")
+
+    def log(self, key: str) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a stage's log, oldest first, up to now."""
+        after = 0
+        while lines := self._json("GET", f"/stages/{key}/log", params={"after": after}):
+            yield from lines
+            after = lines[-1]["number"]
+
     def watch(self, job_id: int, every: float = 1.0) -> Iterator[dict[str, Any]]:
         """Yield the job again and again until it has ended; the last one yielded is its end.
 
-        A service that has answered once and then does not for a moment is waited for.
+        A large job is asked for less often, and at once when its events say that it has ended. A service that has
+        answered once and then does not for a moment is waited for.
         """
+        began = time.monotonic()
         job = self.job(job_id)
         while True:
+            took = time.monotonic() - began
             yield job
             if job["state"] in ENDED:
                 return
-            job = self._job_when_it_answers(job_id, every)
+            self._rest(job, every, max(every, SHARE * took))
+            began = time.monotonic()
+            job = self._when_it_answers(lambda: self.job(job_id), every)
 
-    def _job_when_it_answers(self, job_id: int, every: float) -> dict[str, Any]:
+    def _rest(self, job: dict[str, Any], every: float, longest: float) -> None:
+        """Return when the job has ended, or after `longest`."""
+        until = time.monotonic() + longest
+        seen = job["last_event"]
+        time.sleep(every)
+        while (left := until - time.monotonic()) > 0:
+            for event in self._when_it_answers(lambda after=seen: list(self.history(job["id"], after)), every):
+                seen = event["seq"]
+                if event["kind"].removeprefix("job.") in ENDED:
+                    return
+            time.sleep(min(every, left))
+
+    def _when_it_answers(self, ask: Callable[[], T], every: float) -> T:
         while True:
-            time.sleep(every)
             try:
-                return self.job(job_id)
+                return ask()
             except httpx.TransportError:
-                continue
+                pass
             except ApiRefused as refusal:
                 if refusal.status != httpx.codes.SERVICE_UNAVAILABLE.value:
                     raise
+            time.sleep(every)
 
     def matrix(self, name: str, **filters: Any) -> dict[str, Any]:
         """Return the white-box or black-box matrix."""
@@ -129,6 +171,21 @@ class Client:
             cursor = page["cursor"]
             if cursor is None:
                 return
+
+    def _once(self, path: str, key: str | None, **more: Any) -> dict[str, Any]:
+        """Return the answer to a POST that is repeated under one key until it is answered."""
+        headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        until = time.monotonic() + REPEAT_SECONDS
+        while True:
+            try:
+                return self._json("POST", path, headers=headers, **more)
+            except (httpx.ReadTimeout, httpx.NetworkError, httpx.RemoteProtocolError) as error:
+                if isinstance(error, httpx.ConnectError) or time.monotonic() > until:
+                    raise
+            except ApiRefused as refusal:
+                if refusal.code != "in_progress" or time.monotonic() > until:
+                    raise
+            time.sleep(REPEAT_AFTER)
 
     def _json(self, method: str, path: str, **more: Any) -> Any:
         response = self._send(method, path, **more)

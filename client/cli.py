@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,26 @@ import httpx
 import yaml
 
 from client import paper, progress
-from client.api import ApiRefused, Client, service_url
+from client.api import TIMEOUT, ApiRefused, Client, service_url
 
 ADMIN = ("data", "doctor", "gc", "backup", "restore", "export", "import")
 """Commands that run on the service's own machine."""
+FILTERS: dict[str, tuple[type, str]] = {
+    "job": (int, "only what this job asked for"),
+    "suite": (str, "only jobs posted as this suite"),
+    "dataset": (str, "dataset"),
+    "device": (str, "device class, cpu or cuda"),
+    "images": (int, "test images behind each evaluation"),
+    "network": (str, "architecture"),
+    "attack": (str, "kind of attack"),
+    "eps": (str, "radius of the attack, 0.3 or 24/255"),
+    "steps": (int, "steps of the attack"),
+    "label": (str, "only targets of this label; may be repeated"),
+    "seed": (int, "only targets of this seed; may be repeated"),
+    "pairing": (str, "which substitutes a target meets: all, same or independent"),
+}
+"""What a matrix is narrowed by: the API's parameters, which say what is wrong with a value."""
+REPEATED = ("label", "seed")
 PLAIN_SECONDS = 5.0
 """How often progress is printed where the output is no terminal."""
 
@@ -27,7 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     if given[:1] and given[0] in ADMIN:
         # it needs settings, database or artifacts, which the client never touches: another program's business
         return subprocess.run([sys.executable, "-m", "store.admin", *given], check=False).returncode
-    options = _parser().parse_args(given)
+    parser = _parser()
+    _require_here(parser, given)
+    options = parser.parse_args(given)
     try:
         return options.run(options)
     except ApiRefused as refusal:
@@ -36,12 +56,26 @@ def main(argv: list[str] | None = None) -> int:
             if field.get("allowed"):
                 print(f"  {field['path']}: allowed: {', '.join(field['allowed'])}", file=sys.stderr)
         return 1
+    except (httpx.ReadTimeout, httpx.WriteTimeout):
+        url = service_url(options.url)
+        print(
+            f"gauntlet: {url} has not answered for {TIMEOUT:.0f} s; `gauntlet jobs` shows what was made once it does",
+            file=sys.stderr,
+        )
+        return 1
     except (httpx.TransportError, httpx.InvalidURL) as error:
         url = service_url(options.url)
         print(f"gauntlet: no service at {url}: {error}; start one with `make serve`", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _require_here(parser: argparse.ArgumentParser, given: list[str]) -> None:
+    """Return unless --url stands before a command that takes none: it would go to this machine's service instead."""
+    command = given[1:] if given[:1] and given[0].startswith("--url=") else given[2:] if given[:1] == ["--url"] else []
+    if command and command[0] in ADMIN:
+        parser.error(f"`{command[0]}` runs on the service's own machine, on its settings, and takes no --url")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,9 +108,27 @@ def _parser() -> argparse.ArgumentParser:
     cancel.add_argument("job", type=int)
     cancel.set_defaults(run=_cancel)
 
+    retry = commands.add_parser("retry", help="make a new job of one that failed or was cancelled")
+    retry.add_argument("job", type=int)
+    retry.add_argument("--wait", action="store_true", help="show progress until it has ended; exit 0 on success")
+    retry.set_defaults(run=_retry)
+
+    log = commands.add_parser("log", help="print the log of a stage, named by its key")
+    log.add_argument("stage", metavar="KEY")
+    log.set_defaults(run=_log)
+
+    models = commands.add_parser("models", help="list trained models, newest first")
+    models.add_argument("--dataset", help="only those trained on it")
+    models.add_argument("--limit", type=int, default=20)
+    models.set_defaults(run=_models)
+
+    workers = commands.add_parser("workers", help="list worker processes, newest first")
+    workers.set_defaults(run=_workers)
+
     matrix = commands.add_parser("matrix", help="print a matrix")
     matrix.add_argument("name", choices=["whitebox", "blackbox"])
-    matrix.add_argument("--job", type=int)
+    for name, (kind, what) in FILTERS.items():
+        matrix.add_argument(f"--{name}", type=kind, action="append" if name in REPEATED else "store", help=what)
     matrix.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"], default="table")
     matrix.set_defaults(run=_matrix)
 
@@ -142,14 +194,15 @@ def _watch(client: Client, job_id: int) -> int:
     for job in client.watch(job_id):
         line = progress.line(job)
         if live:
-            print(f"\r\033[K{line}", end="", flush=True)
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps would stay where it is
+            print(f"\r\033[K{line[:width]}", end="", flush=True)
         elif line != shown and time.monotonic() - last > PLAIN_SECONDS:
             print(line, flush=True)
             shown, last = line, time.monotonic()
     print(f"\r\033[K{progress.line(job)}" if live else progress.line(job))
     for stage in job["stages"]:
         if stage["state"] == "failed":
-            print(f"failed: {stage['title']}: {stage['reason']}", file=sys.stderr)
+            print(f"failed: {stage['title']}: {stage['reason']} (gauntlet log {stage['key']})", file=sys.stderr)
     return 0 if job["state"] == "succeeded" else 1
 
 
@@ -168,9 +221,41 @@ def _cancel(options: argparse.Namespace) -> int:
     return 0
 
 
+def _retry(options: argparse.Namespace) -> int:
+    client = Client(options.url)
+    job = client.retry(options.job)
+    print(f"job {job['id']}: {job['progress']['stages']} stages, {client.url}/jobs/{job['id']}")
+    return _watch(client, job["id"]) if options.wait else 0
+
+
+def _log(options: argparse.Namespace) -> int:
+    for line in Client(options.url).log(options.stage):
+        print(f"{datetime.fromtimestamp(line['at']):%Y-%m-%d %H:%M:%S}  {line['line']}")
+    return 0
+
+
+def _models(options: argparse.Namespace) -> int:
+    filters = {"dataset": options.dataset} if options.dataset else {}
+    for _, model in zip(range(options.limit), Client(options.url).models(**filters), strict=False):
+        clean = "--" if model["clean_accuracy"] is None else f"{100 * model['clean_accuracy']:.1f} %"
+        print(f"{model['key']}  {model['dataset']:17}  {clean:>7}  {model['label']}, seed {model['seed']}")
+    return 0
+
+
+def _workers(options: argparse.Namespace) -> int:
+    for worker in Client(options.url).workers():
+        state = "draining" if worker["draining"] else "alive" if worker["alive"] else "silent"
+        doing = f"works on {worker['stage']}" if worker["stage"] else "idle"
+        print(
+            f"{worker['host']}:{worker['pid']}  {worker['device']:4}  {','.join(worker['queues']):7}  {state:8} "
+            f"{worker['seconds_since_seen']:8.0f} s ago  {doing}"
+        )
+    return 0
+
+
 def _matrix(options: argparse.Namespace) -> int:
     client = Client(options.url)
-    filters = {"job": options.job} if options.job else {}
+    filters = {name: value for name in FILTERS if (value := getattr(options, name)) is not None}
     if options.format == "json":
         print(json.dumps(client.matrix(options.name, **filters), indent=2))
     else:

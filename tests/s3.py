@@ -1,4 +1,4 @@
-"""A real S3 server for the tests, moto's in a process of its own, and a proxy before it that can be told to refuse."""
+"""A real S3 server for the tests, moto's in a process of its own, and a proxy before a server, told when to refuse."""
 
 import sys
 import threading
@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from store.artifacts import open_store
 from store.s3 import BucketStore
@@ -53,12 +53,19 @@ def opened(endpoint: str, url: str) -> BucketStore:
     return store
 
 
+class Listening(Protocol):
+    """Whatever has a port of this machine."""
+
+    @property
+    def port(self) -> int: ...
+
+
 class Proxy:
     """Passes requests on to a server; while `refusing` is a status, it answers with that instead, or hangs."""
 
     HANG = -1
 
-    def __init__(self, server: S3Server):
+    def __init__(self, server: Listening):
         self.refusing: int | None = None
         self.refused = 0
         proxy = self

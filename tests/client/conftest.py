@@ -22,8 +22,13 @@ ROOT = Path(__file__).parents[2]
 class Served:
     """Where the API listens, and its database."""
 
-    url: str
+    port: int
     database: Database
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"http://127.0.0.1:{self.port}"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +47,7 @@ def served(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     database = Database(url)
     try:
         _wait(f"http://127.0.0.1:{port}/healthz", process)
-        yield Served(f"http://127.0.0.1:{port}", database)
+        yield Served(port, database)
     finally:
         database.close()
         process.terminate()

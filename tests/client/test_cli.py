@@ -5,19 +5,23 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Thread, Timer
 from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from client import cli
+from client import api, cli
 from client.api import ApiRefused, Client
+from store import stages, workers
 from tests import factories
 from tests.client.conftest import ROOT, Served
+from tests.proxy import Network
+from tests.s3 import Proxy
 
 JOB: dict[str, Any] = {
     "dataset": "mnist-mini", "defense": {"kind": "natural"}, "training": {"iterations": 10}, "limit": 100,
@@ -60,6 +64,12 @@ def gauntlet(served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path)
 def submitted(output: str) -> str:
     """Return the number of the job that `gauntlet submit` printed."""
     return output.partition(":")[0].removeprefix("job ")
+
+
+def finish_behind(served: Served, job: dict[str, Any]) -> dict[str, Any]:
+    """Return the job as it was, after all there is to do has been done."""
+    factories.finish(served.database)
+    return job
 
 
 class TestSubmit:
@@ -160,7 +170,22 @@ class TestLooking:
         status, output, errors = gauntlet("watch", number)
         assert status == 1
         assert output.startswith("failed")
-        assert errors == "failed: train natural H, seed 9: the loss is NaN\n"
+        key = Client(served.url).job(int(number))["stages"][0]["key"]
+        assert errors == f"failed: train natural H, seed 9: the loss is NaN (gauntlet log {key})\n"
+
+    def test_a_line_of_a_terminal_does_not_wrap(
+        self, gauntlet: Command, served: Served, monkeypatch: pytest.MonkeyPatch
+    ):
+        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [8]}))[1])
+        monkeypatch.setenv("COLUMNS", "30")
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        shown = Client.watch
+        monkeypatch.setattr(Client, "watch", lambda *_: (finish_behind(served, job) for job in shown(*_)))
+        status, output, _ = gauntlet("watch", number)
+        *lines, end = output.split("\r\033[K")[1:]
+        assert (status, "succeeded 100.0 %  9/9 stages" in end) == (0, True)
+        assert len(lines) >= 2
+        assert all(line == line[:29] and line for line in lines)
 
     def test_jobs_newest_first(self, gauntlet: Command):
         numbers = [submitted(gauntlet("submit", gauntlet.file({**JOB, "name": name}))[1]) for name in ("a", "b", "c")]
@@ -174,6 +199,58 @@ class TestLooking:
         assert gauntlet("cancel", number) == (0, "cancelled\n", "")
         status, _, errors = gauntlet("cancel", "999999")
         assert (status, errors) == (1, "gauntlet: 404: there is no job 999999\n")
+
+    def test_retry_makes_a_new_job(self, gauntlet: Command, served: Served):
+        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [32]}))[1])
+        status, _, errors = gauntlet("retry", number)
+        assert (status, "only a failed or cancelled job" in errors) == (1, True)
+        gauntlet("cancel", number)
+        status, output, _ = gauntlet("retry", number)
+        again = submitted(output)
+        assert (status, again != number) == (0, True)
+        factories.finish(served.database)
+        gauntlet("cancel", number)
+        status, output, _ = gauntlet("retry", number, "--wait")
+        assert (status, "succeeded 100.0 %  9/9 stages" in output) == (0, True)
+
+    def test_the_log_of_a_stage(self, gauntlet: Command, served: Served):
+        gauntlet("submit", gauntlet.file({**JOB, "seeds": [33], "priority": 100}))
+        claim = factories.claim(served.database)
+        with served.database.write() as session:
+            stages.write_log(session, claim.stage_id, claim.fence, [(1.7e9 + n, f"line {n}") for n in range(3)])
+        status, output, errors = gauntlet("log", claim.key)
+        assert (status, errors) == (0, "")
+        assert [line.partition("  ")[2] for line in output.splitlines()] == ["line 0", "line 1", "line 2"]
+        assert output.startswith("2023-11-1")
+        assert gauntlet("log", "0" * 64)[0] == 1
+
+    def test_models_and_workers(self, gauntlet: Command, served: Served):
+        gauntlet("submit", gauntlet.file({**JOB, "seeds": [34]}))
+        factories.finish(served.database, lambda _: 60)
+        status, output, _ = gauntlet("models", "--dataset", "mnist-mini", "--limit", "2")
+        assert (status, len(output.splitlines())) == (0, 2)
+        listed = next(Client(served.url).models())
+        assert output.split()[0] == listed["key"]
+        assert f"{listed['label']}, seed {listed['seed']}" in output
+        with served.database.write() as session:
+            row = {"host": "h", "pid": 7, "device": "cpu", "device_name": "", "queues": ["cpu"], "versions": {}}
+            workers.register(session, {"incarnation": "w", **row})
+        status, output, _ = gauntlet("workers")
+        assert (status, output.split()[:4], output.split()[-1]) == (0, ["h:7", "cpu", "cpu", "alive"], "idle")
+
+    def test_a_matrix_takes_the_filters_of_the_api(self, gauntlet: Command, served: Served):
+        gauntlet("submit", gauntlet.file({**JOB, "seeds": [42, 43]}))
+        factories.finish(served.database, lambda _: 60)
+        narrowed = ("--dataset", "mnist-mini", "--device", "cpu", "--images", "100", "--attack", "fgsm", "--eps", "0.3")
+        named = ("--label", "natural H", "--seed", "42", "--seed", "43", "--format", "json")
+        status, output, errors = gauntlet("matrix", "whitebox", *narrowed, *named)
+        assert (status, errors) == (0, "")
+        found = json.loads(output)
+        assert all(column["label"].startswith("natural H") for column in found["columns"])
+        assert sorted(seed["seed"] for seed in found["cells"][0][0]["seeds"]) == [42, 43]
+        for wrong in (("--pairing", "all of them"), ("--suite", "nope"), ("--network", "nope"), ("--steps", "0")):
+            status, _, errors = gauntlet("matrix", "blackbox", *wrong)
+            assert (status, wrong[0].removeprefix("--") in errors) == (1, True)
 
     @pytest.mark.parametrize(
         ("form", "said"),
@@ -218,6 +295,20 @@ class TestNoService:
         monkeypatch.setenv("GAUNTLET_URL", nobody.url)
         assert cli.main(["jobs"]) == 1
         assert f"no service at {nobody.url}:" in capsys.readouterr().err
+
+    def test_one_that_takes_the_request_and_says_nothing(self, nobody: Command, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(Client.__init__, "__defaults__", (None, 0.2))
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            nobody.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            status, _, errors = nobody("jobs")
+        assert (status, f"{nobody.url} has not answered" in errors, "no service" in errors) == (1, True, False)
+
+    @pytest.mark.parametrize("url", [["--url", "http://127.0.0.1:9"], ["--url=http://127.0.0.1:9"]])
+    def test_commands_of_the_services_own_machine_take_no_address(self, capsys: Any, url: list[str]):
+        with pytest.raises(SystemExit) as end:
+            cli.main([*url, "doctor"])
+        assert end.value.code == 2
+        assert "`doctor` runs on the service's own machine" in capsys.readouterr().err
 
     @pytest.mark.parametrize("url", ["http://[", "ftp://127.0.0.1", "127.0.0.1:9"])
     def test_an_address_that_is_none(self, nobody: Command, url: str):
@@ -288,27 +379,67 @@ class TestClient:
         factories.finish(served.database)
         assert [found["state"] for found in seen][-1] == "succeeded"
 
-    def test_watching_waits_for_a_service_that_is_away_but_not_for_a_refusal(self, monkeypatch: pytest.MonkeyPatch):
-        away, gone = httpx.ConnectError("away"), ApiRefused(404, {})
-        answers: list[Any] = [{"state": "running"}, away, away, {"state": "running"}, gone]
+    def test_a_large_job_is_asked_for_less_often_but_its_end_is_seen(self, served: Served):
+        class Slow(Client):
+            asked = 0
 
-        def answer(*_: Any) -> dict[str, Any]:
-            found = answers.pop(0)
-            if isinstance(found, Exception):
-                raise found
-            return found
+            def job(self, job_id: int) -> dict[str, Any]:
+                self.asked += 1
+                time.sleep(0.5)
+                return super().job(job_id)
 
-        monkeypatch.setattr(Client, "job", answer)
-        seen = Client("http://127.0.0.1:9").watch(1, every=0.001)
-        assert [next(seen)["state"], next(seen)["state"]] == ["running", "running"]
-        with pytest.raises(ApiRefused):
-            next(seen)
+        client = Slow(served.url)
+        job = client.post_job({**JOB, "seeds": [62]})
+        later = Timer(1.5, lambda: factories.finish(served.database))
+        later.start()
+        assert [found["state"] for found in client.watch(job["id"], every=0.01)] == ["queued", "succeeded"]
+        assert client.asked == 2
+        later.join()
+
+    def test_watching_waits_for_a_service_that_is_away_but_not_for_a_refusal(self, served: Served):
+        with Proxy(served) as proxy:
+            client = Client(proxy.url)
+            job = client.post_job({**JOB, "seeds": [63]})
+            seen = client.watch(job["id"], every=0.01)
+            assert next(seen)["state"] == "queued"
+            proxy.refusing = 503
+            later = Timer(0.3, lambda: setattr(proxy, "refusing", None))
+            later.start()
+            assert next(seen)["state"] == "queued"
+            assert proxy.refused > 1
+            proxy.refusing = 404
+            with pytest.raises(ApiRefused):
+                next(seen)
+
+    @pytest.mark.parametrize("retries", [False, True])
+    def test_a_post_whose_answer_is_lost_is_repeated_and_makes_one_job(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch, retries: bool
+    ):
+        monkeypatch.setattr(api, "REPEAT_AFTER", 0.05)
+        tag = f"lost {retries}"
+        with Network() as network:
+            client = Client(f"http://127.0.0.1:{network.to(served.port)}", timeout=0.5)
+            spec = {**JOB, "seeds": [64], "tags": [tag]}
+            old = client.post_job({**spec, "seeds": [65]})["id"] if retries else None
+            if old is not None:
+                Client(served.url).cancel(old)
+            network.cut()
+            later = Timer(1.0, network.restore)
+            later.start()
+            job = client.post_job(spec) if old is None else client.retry(old)
+        assert [found["id"] for found in Client(served.url).jobs(tag=tag)] == [job["id"]] + [old] * retries
+
+    def test_a_post_that_is_never_answered_ends(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(api, "REPEAT_AFTER", 0.01)
+        monkeypatch.setattr(api, "REPEAT_SECONDS", 0.1)
+        with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(httpx.ReadTimeout):
+            Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.05).post_job(JOB)
 
 
 def test_the_command_is_a_program_with_help_and_an_exit_status(served: Served):
     program = [sys.executable, "-m", "client.cli"]
     shown = subprocess.run([*program, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert all(command in shown.stdout for command in ("submit", "watch", "jobs", "cancel", "matrix", "data"))
+    assert all(command in shown.stdout for command in ("submit", "watch", "retry", "log", "matrix", "data"))
     refused = subprocess.run(
         [*program, "--url", served.url, "submit", "--suite", "nope"],
         capture_output=True,
