@@ -64,6 +64,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     for error in errors.DATABASE_ERRORS:
         app.add_exception_handler(error, errors.on_database_error)
     app.add_exception_handler(StoreAway, errors.on_store_away)
+    app.add_exception_handler(events.NothingFollows, events.on_nothing_follows)
     app.add_exception_handler(Exception, errors.on_bug)
     app.openapi = lambda: _openapi(app)
     return app

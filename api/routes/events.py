@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -43,11 +43,26 @@ def _start(
     """Return the event to go on from. A dependency, so that what is wrong is said before the stream begins."""
     if last_event_id and not (last_event_id.isascii() and last_event_id.isdecimal()):
         raise Invalid("Last-Event-ID must be the id of an event of this stream, a whole number")
-    _read(service, job_id, 0, 1)
-    return min(int(last_event_id or 0), 2**31 - 1)
+    seen = min(int(last_event_id or 0), 2**31 - 1)
+    found, ended = _read(service, job_id, seen, 1)
+    if last_event_id and ended and not found:
+        raise NothingFollows
+    return seen
 
 
-@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse)
+class NothingFollows(Exception):
+    """Who asks has seen the job's last event. A browser that meets 204 asks no more; after a stream's end it would."""
+
+
+def on_nothing_follows(*_: object) -> Response:
+    """Answer with nothing, for good."""
+    return Response(status_code=204)
+
+
+ENDED: dict[int | str, dict[str, Any]] = {204: {"description": "The job's last event is the one Last-Event-ID names."}}
+
+
+@router.get("/jobs/{job_id}/events", response_class=EventSourceResponse, responses=ENDED)
 async def stream(
     job_id: JobId, service: ServiceDep, seen: Annotated[int, Depends(_start)]
 ) -> AsyncIterator[ServerSentEvent]:

@@ -73,6 +73,9 @@ def test_a_stream_replays_goes_on_and_ends_with_the_job(
         assert jobs.by_id(session, job_id).last_event == len(events)  # pyright: ignore[reportOptionalMemberAccess]
     listed = httpx.get(f"{url}/jobs/{job_id}/history", trust_env=False).json()
     assert [(event["seq"], event["kind"]) for event in listed] == events
+    last = {"Last-Event-ID": str(events[-1][0])}  # as a browser sends it when the stream has ended
+    over = httpx.get(f"{url}/jobs/{job_id}/events", headers=last, trust_env=False)
+    assert (over.status_code, over.content) == (204, b"")
 
 
 def test_what_is_wrong_is_said_before_the_stream_begins(api: tuple[str, subprocess.Popen[bytes]]) -> None:
