@@ -11,12 +11,14 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
 from core.errors import ArtifactCorrupt, SpecError, StoreAway
 from store.files import write_atomically
 
+BLOCK = 4096
 PART = 1 << 20
 """Bytes of an artifact that are in memory at a time where it is streamed."""
 LOCK = ".lock"
@@ -74,6 +76,10 @@ class ArtifactStore(ABC):
             raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store", sha256)
         return data
 
+    def check(self) -> None:
+        """Return where bytes can be stored now; StoreAway says why they cannot."""
+        self.put(b"")
+
     def stream(self, sha256: str) -> tuple[int, Iterator[bytes]]:
         """Return the artifact's size and its bytes, part by part; it is read twice, so that none leaves unverified.
 
@@ -128,6 +134,17 @@ class FolderStore(ArtifactStore):
 
     def __init__(self, folder: Path):
         self._folder = folder
+
+    def check(self) -> None:
+        """Return where a block can be written; nothing of it stays. An artifact that is there already needs no room."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=self._folder) as file:
+                file.write(bytes(BLOCK))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self._away(error)
 
     def path(self, sha256: str) -> Path:
         """Return where the artifact stands, or would stand."""

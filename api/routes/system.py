@@ -65,7 +65,7 @@ def _database(service: Service) -> str:
 
 def _artifacts(service: Service) -> str:
     try:
-        service.store.put(b"")
+        service.store.check()
     except Exception as error:
         return f"the artifact store does not take bytes: {error}"
     return "ok"

@@ -15,6 +15,7 @@ from psycopg import sql
 
 from api import service
 from store import migrate
+from store.artifacts import LOCK
 from tests import s3, servers
 from tests.api.conftest import opened, opened_with, settings_for
 from tests.api.house import LITTLE, House
@@ -151,6 +152,20 @@ def test_postgresql_down(tmp_path: Path, data_dir: Path) -> None:
         migrate.upgrade(url)
         with opened(url, tmp_path, data_dir) as house:
             goes_through(house, down, reads=False)
+
+
+def test_a_full_disk_of_artifacts_is_not_ready(sqlite_url: str, tmp_path: Path, data_dir: Path) -> None:
+    with mounted(tmp_path / "disk", "1m") as disk:
+        chosen = settings_for(sqlite_url, tmp_path, data_dir).model_copy(update={"artifact_url": disk.as_uri()})
+        with opened_with(chosen) as house:
+            house.service.store.put(b"")
+            assert house.client.get("/readyz").status_code == 200
+            ballast = fill(disk)
+            ready = house.client.get("/readyz")
+            assert (ready.status_code, "No space left" in ready.json()["checks"]["artifacts"]) == (503, True)
+            ballast.unlink()
+            assert house.client.get("/readyz").status_code == 200
+            assert not [path for path in disk.iterdir() if path.is_file() and path.name != LOCK]
 
 
 def test_a_bucket_that_is_away(
