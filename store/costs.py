@@ -59,28 +59,33 @@ class Training:
 
 
 def trainings(
-    session: Session, *, suite: str | None = None, job: int | None = None, keys: Sequence[str] = (),
+    session: Session, *, most: int, suite: str | None = None, job: int | None = None, keys: Sequence[str] = (),
     device: str | None = None,
 ) -> list[Training]:  # fmt: skip
-    """Return the finished trainings that were targets or substitutes of the jobs asked for, newest job first."""
-    query = (
-        select(Stage.key, JobModel.label, Stage.spec, Result.payload, Result.environment, StageArtifact.sha256)
-        .join(JobModel, JobModel.stage_id == Stage.id)
-        .join(Job, Job.id == JobModel.job_id)
+    """Return the finished trainings that were targets or substitutes of the jobs asked for, newest job first.
+
+    Where they are more than `most`, any `most` + 1 of them.
+    """
+    asked = [column == value for column, value in ((Job.suite, suite), (Job.id, job)) if value is not None]
+    models = select(JobModel.stage_id).join(Job, Job.id == JobModel.job_id).where(*asked)
+    chosen = models.join(Stage, Stage.id == JobModel.stage_id).where(IS_TRAINED).distinct().limit(most + 1)
+    if keys:
+        chosen = chosen.where(Stage.key.in_(list(keys)))
+    if device is not None:
+        chosen = chosen.where(Stage.spec["execution"]["device"].as_string() == device)
+    ids = session.scalars(chosen).all()
+    newest = models.add_columns(JobModel.label).where(JobModel.stage_id.in_(ids))
+    labels: dict[int, str] = {}
+    for stage_id, label in session.execute(newest.order_by(Job.id.desc(), JobModel.role.desc(), JobModel.position)):
+        labels.setdefault(stage_id, label)
+    rows = session.execute(
+        select(Stage.id, Stage.key, Stage.spec, Result.payload, Result.environment, StageArtifact.sha256)
         .join(Result, Result.stage_id == Stage.id)
         .outerjoin(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == "curve"))
-        .where(IS_TRAINED)
-        .order_by(Job.id.desc(), JobModel.role.desc(), JobModel.position)
+        .where(Stage.id.in_(ids))
     )
-    for column, value in ((Job.suite, suite), (Job.id, job)):
-        query = query if value is None else query.where(column == value)
-    if keys:
-        query = query.where(Stage.key.in_(list(keys)))
-    found: dict[str, Training] = {}
-    for key, label, spec, payload, environment, curve in session.execute(query):
-        if key not in found and device in (None, spec["execution"]["device"]):
-            found[key] = Training(key, label, spec, payload, environment, curve)
-    return list(found.values())
+    found = {row.id: Training(row.key, labels[row.id], *row[2:]) for row in rows}
+    return [found[stage_id] for stage_id in labels if stage_id in found]
 
 
 def runs(every: Sequence[Training]) -> list[list[Training]]:

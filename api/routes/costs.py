@@ -15,6 +15,8 @@ from store import costs
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
 MAX_CURVES = 100
+MAX_TRAININGS = 2_000
+"""Trainings that one table of costs is of."""
 
 
 class CostQuery(JobQuery):
@@ -36,7 +38,9 @@ def cost(query: Annotated[CostQuery, Query()], service: ServiceDep) -> CostTable
     """Answer with passes and measured time per example of each training, and ratios to natural training, of one run."""
     with service.database.read() as session:
         query.require(session)
-        found = costs.trainings(session, suite=query.suite, job=query.job, device=query.device)
+        found = costs.trainings(session, most=MAX_TRAININGS, suite=query.suite, job=query.job, device=query.device)
+    if len(found) > MAX_TRAININGS:
+        raise Invalid(f"these are more than {MAX_TRAININGS} trainings; narrow with job=, suite= or device=")
     return views.cost_table(costs.runs(found))
 
 
@@ -47,7 +51,7 @@ def curves(query: Annotated[CurvesQuery, Query()], service: ServiceDep) -> Curve
         query.require(session)
         for key in query.model:
             require_model(session, key)
-        found = costs.trainings(session, suite=query.suite, job=query.job, keys=query.model)
+        found = costs.trainings(session, most=MAX_CURVES, suite=query.suite, job=query.job, keys=query.model)
     if len(found) > MAX_CURVES:
-        raise Invalid(f"these are {len(found)} models, more than {MAX_CURVES}; narrow with model=, job= or suite=")
+        raise Invalid(f"these are more than {MAX_CURVES} models; narrow with model=, job= or suite=")
     return views.curves(found, service.store.get)

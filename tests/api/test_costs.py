@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from api.routes import costs as routes
 from core import run
 from core.suites import suites
+from store import costs
 from store.models import Result, Stage
 from store.transfer import import_file
 from tests.api.house import LITTLE, House
@@ -19,6 +21,8 @@ TIMED: dict[str, Any] = {
     "defenses": [{"kind": "natural"}, {"kind": "e2sad"}, {"kind": "ifgsm_adv", "steps": 3}],
     "attacks": [{"kind": "none"}], "substitutes": [], "limit": 5, "seeds": [0, 1], "description": "Six trainings.",
 }  # fmt: skip
+
+TRAIN = {"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,25 @@ class TestCost:
 
     def test_devices_are_apart(self, trained: House):
         assert trained.get("/results/cost", device="cuda")["rows"] == []
+
+    @pytest.mark.parametrize(("path", "most"), [("cost", "MAX_TRAININGS"), ("curves", "MAX_CURVES")])
+    def test_more_than_can_be_shown_are_refused_before_they_are_read(
+        self, house: House, monkeypatch: pytest.MonkeyPatch, path: str, most: str
+    ):
+        for _ in range(2):
+            house.post({**TRAIN, "seeds": [0, 1, 2]})
+        house.work(1)
+        monkeypatch.setattr(routes, most, 3)
+        assert house.client.get(f"/results/{path}").status_code == 200, "a model of two jobs is one"
+        monkeypatch.setattr(routes, most, 2)
+        refused = house.client.get(f"/results/{path}")
+        assert (refused.status_code, "more than 2 " in refused.json()["error"]["message"]) == (422, True)
+        house.post({**TRAIN, "seeds": [3]})
+        house.work(1)
+        with house.service.database.read() as session:
+            assert len(costs.trainings(session, most=2)) == 3
+            assert len(costs.trainings(session, most=9, device="cpu")) == 4
+            assert costs.trainings(session, most=9, device="cuda") == []
 
     @pytest.mark.parametrize("path", ["cost", "curves"])
     def test_a_job_that_does_not_exist(self, trained: House, path: str):
