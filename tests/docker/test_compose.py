@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 
+from store import admin
 from store.settings import Settings
 from tests import servers
 from tests.docker import compose
@@ -68,6 +69,19 @@ def test_volumes(composition: dict[str, Any]) -> None:
     mounts = [mount for service in composition["services"].values() for mount in service.get("volumes", [])]
     assert {mount.split(":")[0] for mount in mounts} == set(composition["volumes"])
     assert not any("docker.sock" in mount for mount in mounts)
+
+
+def test_documented_commands_fit(composition: dict[str, Any]) -> None:
+    """Those of docs/operations.md that run in a container of their own: the service and the command are there."""
+    text = (compose.ROOT / "docs" / "operations.md").read_text()
+    runs = re.findall(r"docker compose run --rm(?: -[ve] \S+)* (\w+) gauntlet (.+)", text)
+    assert {command.split()[0] for _, command in runs} == {"backup", "restore", "doctor", "gc", "data"}
+    assert text.count("docker compose run") == len(runs)
+    for service, command in runs:
+        admin._parser().parse_args(command.split())
+        assert service in OURS
+        assert "ports" not in composition["services"][service]
+        assert composition["services"][service]["environment"].keys() >= {"DATABASE_URL", "ARTIFACT_URL", "DATA_DIR"}
 
 
 def test_datasets_of_the_host() -> None:
