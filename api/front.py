@@ -68,9 +68,9 @@ def _foreign(method: str, headers: Headers) -> str | None:
         own = origin is None or origin.partition("://")[2].lower() == headers.get("host", "").lower()
     else:
         own = site in ("same-origin", "none")
-    return (
-        None if own else f"a page of {(origin or 'another site')[:100]} may not {method} here; only the service's own"
-    )
+    if own:
+        return None
+    return f"a page of {(origin or 'another site')[:100]} may not {method} here; only the service's own may"
 
 
 class HeadAsGet:

@@ -379,18 +379,22 @@ class TestClient:
         factories.finish(served.database)
         assert [found["state"] for found in seen][-1] == "succeeded"
 
-    def test_a_large_job_is_asked_for_less_often_but_its_end_is_seen(self, served: Served):
+    def test_a_large_job_is_asked_for_less_often_but_its_end_is_seen(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(api, "SHARE", 10_000)
+
         class Slow(Client):
             asked = 0
 
             def job(self, job_id: int) -> dict[str, Any]:
                 self.asked += 1
-                time.sleep(0.5)
+                time.sleep(0.1)
                 return super().job(job_id)
 
         client = Slow(served.url)
         job = client.post_job({**JOB, "seeds": [62]})
-        later = Timer(1.5, lambda: factories.finish(served.database))
+        later = Timer(0.5, lambda: factories.finish(served.database))
         later.start()
         assert [found["state"] for found in client.watch(job["id"], every=0.01)] == ["queued", "succeeded"]
         assert client.asked == 2
