@@ -30,6 +30,8 @@ class FigureFilters:
     dataset: str | None = None
     model: str | None = None
     kinds: Sequence[str] | None = None
+    before: str | None = None
+    """Key of a figure: only older ones."""
 
 
 def figures(session: Session, filters: FigureFilters, limit: int) -> list[DrawnFigure]:
@@ -43,6 +45,8 @@ def figures(session: Session, filters: FigureFilters, limit: int) -> list[DrawnF
         if value is not None:
             asked = select(JobStage.stage_id).join(Job, Job.id == JobStage.job_id).where(column == value)
             query = query.where(Stage.id.in_(asked))
+    if filters.before is not None:
+        query = query.where(Stage.id < select(Stage.id).where(Stage.key == filters.before).scalar_subquery())
     if filters.model is not None:
         query = query.where(_shows(filters.model))
     return _drawn(session, session.scalars(query).all())

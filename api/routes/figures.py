@@ -7,13 +7,14 @@ from fastapi import APIRouter, Query
 from pydantic import Field
 from sqlalchemy.orm import Session
 
-from api.errors import RESPONSES
+from api.errors import RESPONSES, NotFound
 from api.filters import JobQuery, require_model
 from api.schemas import FigureReply, ModelName, SurfaceReply
 from api.service import Service, ServiceDep
 from core.errors import ArtifactCorrupt
 from core.figures import FIGURES
 from core.jobs import DatasetName, Key
+from store import stages
 from store.figures import DrawnFigure, FigureFilters, figures
 from store.models import StageState
 
@@ -33,21 +34,27 @@ class FigureQuery(JobQuery):
     """Only figures that show this model: the key of its train stage."""
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     """Figures at most, the newest ones."""
+    cursor: Key | None = None
+    """Key of the last figure of the page before: only older ones."""
 
     def require(self, session: Session) -> None:
         """Return where everything that is named is there.
 
         Raises:
-            NotFound: there is no such job or model.
+            NotFound: there is no such job, model or figure.
             Invalid: there is no such suite.
         """
         super().require(session)
         if self.model is not None:
             require_model(session, self.model)
+        if self.cursor is not None and stages.by_key(session, self.cursor) is None:
+            raise NotFound(f"there is no figure {self.cursor}")
 
     def filters(self, kinds: list[str] | None = None) -> FigureFilters:
         """Return the query as the store takes it."""
-        return FigureFilters(job=self.job, suite=self.suite, dataset=self.dataset, model=self.model, kinds=kinds)
+        return FigureFilters(
+            job=self.job, suite=self.suite, dataset=self.dataset, model=self.model, kinds=kinds, before=self.cursor
+        )  # fmt: skip
 
 
 @router.get("/figures")

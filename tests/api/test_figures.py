@@ -84,7 +84,10 @@ def test_a_list_is_narrowed(house: House):
     finish(house)
     keys = {model["label"]: model["key"] for model in house.get("/models")["models"]}
     assert len(house.get("/results/figures")) == 4
-    assert len(house.get("/results/figures", limit=3)) == 3
+    first = house.get("/results/figures", limit=3)
+    last = house.get("/results/figures", limit=3, cursor=first[-1]["key"])
+    assert (len(first), len(last)) == (3, 1)
+    assert [*first, *last] == house.get("/results/figures")
     assert {figure["models"][0]["label"] for figure in house.get("/results/figures", job=other["id"])} == {"fgsm_adv H"}
     for label, key in keys.items():
         shown = house.get("/results/figures", model=key)
@@ -127,9 +130,10 @@ def test_a_surface_of_a_model_that_does_not_exist_is_404(small_house: House, mod
 
 @pytest.mark.parametrize("where", ["figures", "surfaces"])
 def test_asking_for_the_figures_of_nothing_is_404(small_house: House, where: str):
-    for params, said in (({"model": NO_KEY}, f"there is no model {NO_KEY}"), ({"job": 7}, "there is no job 7")):
+    nothing = ({"model": NO_KEY}, f"model {NO_KEY}"), ({"job": 7}, "job 7"), ({"cursor": NO_KEY}, f"figure {NO_KEY}")
+    for params, said in nothing:
         answer = small_house.client.get(f"/results/{where}", params=params)
-        assert (answer.status_code, said in answer.json()["error"]["message"]) == (404, True)
+        assert (answer.status_code, f"there is no {said}" in answer.json()["error"]["message"]) == (404, True)
 
 
 @pytest.mark.parametrize(
