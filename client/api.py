@@ -45,7 +45,8 @@ class Client:
     def post_job(self, spec: dict[str, Any], *, dry_run: bool = False, key: str | None = None) -> dict[str, Any]:
         """Return the job made from `spec`, or with `dry_run` its plan.
 
-        A request whose answer is lost is repeated under its key, `key` or one of its own, and makes no second job.
+        A request whose answer is lost is repeated, under an Idempotency-Key, so that it makes no second job. Who gives
+        a `key` repeats it himself.
         """
         if dry_run:
             return self._json("POST", "/jobs", json=spec, params={"dry_run": 1})
@@ -173,8 +174,10 @@ class Client:
                 return
 
     def _once(self, path: str, key: str | None, **more: Any) -> dict[str, Any]:
-        """Return the answer to a POST that is repeated under one key until it is answered."""
+        """Return the answer to a POST; one without a `key` gets its own and is repeated until it is answered."""
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+        if key is not None:
+            return self._json("POST", path, headers=headers, **more)
         until = time.monotonic() + REPEAT_SECONDS
         while True:
             try:

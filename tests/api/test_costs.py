@@ -87,7 +87,9 @@ class TestCost:
             house.post({**TRAIN, "seeds": [0, 1, 2]})
         house.work(1)
         monkeypatch.setattr(routes, most, 3)
-        assert house.client.get(f"/results/{path}").status_code == 200, "a model of two jobs is one"
+        assert house.client.get(f"/results/{path}").status_code == 200
+        with house.service.database.read() as session:
+            assert len(costs.trainings(session, most=3)) == 3, "a model of two jobs is one"
         monkeypatch.setattr(routes, most, 2)
         refused = house.client.get(f"/results/{path}")
         assert (refused.status_code, "more than 2 " in refused.json()["error"]["message"]) == (422, True)

@@ -436,8 +436,13 @@ class TestClient:
     def test_a_post_that_is_never_answered_ends(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(api, "REPEAT_AFTER", 0.01)
         monkeypatch.setattr(api, "REPEAT_SECONDS", 0.1)
-        with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(httpx.ReadTimeout):
-            Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.05).post_job(JOB)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.05)
+            with pytest.raises(httpx.ReadTimeout):
+                client.post_job(JOB)
+            monkeypatch.setattr(api, "REPEAT_SECONDS", 1e9)
+            with pytest.raises(httpx.ReadTimeout):
+                client.post_job(JOB, key="whoever gives one repeats it")
 
 
 def test_the_command_is_a_program_with_help_and_an_exit_status(served: Served):
