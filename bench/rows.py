@@ -15,6 +15,7 @@ from core.execution import Execution
 from core.networks import NETWORKS
 from core.stages.train import Train
 from core.training import Training
+from store import tallies
 from store.database import Database
 from store.models import cell_of
 
@@ -45,6 +46,7 @@ def fill_evaluations(database: Database, targets: int, substitutes: int, seeds: 
         session.execute(text("SET LOCAL statement_timeout = 0"))
         _models(session, trains, substitutes)
         _finished_jobs(session, targets, substitutes, seeds)
+        tallies.recount_all(session)
     _settle(database)
     return targets * substitutes * seeds
 

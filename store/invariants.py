@@ -27,8 +27,10 @@ from store.models import (
     StageArtifact,
     StageParent,
     StageState,
+    Tally,
 )
 from store.stages import KEPT_CHECKPOINTS, unfinished_parents
+from store.tallies import COUNTED
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ def _checked(database: Database, rule: Rule) -> list[str]:
 
 
 _parent = aliased(Stage)
+_counted = COUNTED.subquery()
+_its_tally = and_(*(getattr(Tally, name) == _counted.c[name] for name in ("cell", "same", "image_limit", "n")))
 _with_parent = (
     select(Stage.key, Stage.state, _parent.key, _parent.state)
     .join(StageParent, StageParent.stage_id == Stage.id)
@@ -214,6 +218,28 @@ RESULTS = (
                 Evaluation.n_correct != Result.payload["n_correct"].as_integer(),
             )
         ),
+    ),
+    Rule(
+        "the tally of cell {}, same seed {}, says {} correct of {} evaluations, there are {} of {}",
+        select(
+            _counted.c.cell, _counted.c.same, Tally.total, Tally.evaluations, _counted.c.total, _counted.c.evaluations
+        )
+        .outerjoin(Tally, _its_tally)
+        .where(
+            or_(
+                Tally.cell.is_(None),
+                *(
+                    getattr(Tally, name) != _counted.c[name]
+                    for name in ("evaluations", "total", "squares", "lowest", "highest")
+                ),
+            )
+        ),
+    ),
+    Rule(
+        "the tally of cell {}, same seed {}, says {} correct of {} evaluations, there are none",
+        select(Tally.cell, Tally.same, Tally.total, Tally.evaluations)
+        .outerjoin(_counted, _its_tally)
+        .where(_counted.c.cell.is_(None)),
     ),
     Rule(
         "evaluate stage {} is {}, but its evaluation counts {} of {}",

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import and_, bindparam, delete, exists, func, insert, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
-from store import events, stages
+from store import events, stages, tallies
 from store.database import db_now
 from store.models import (
     LOST_RESULTS,
@@ -101,6 +101,7 @@ def withdraw(session: Session, stage_ids: Sequence[int], reason: str) -> list[Be
     stages.recount(session, jobs)
     for job_id in jobs:
         stages.roll_up(session, job_id)
+    tallies.recount(session, mine)
     return bells
 
 

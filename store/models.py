@@ -242,7 +242,11 @@ class Evaluation(Base):
             "stage_id",
         ),
         Index("ix_evaluations_target_id", "target_id"),
-    )
+        Index(
+            "ix_evaluations_unfinished", "dataset", "device", "image_limit",
+            postgresql_where=text("n IS NULL"), sqlite_where=text("n IS NULL"),
+        ),
+    )  # fmt: skip
 
     stage_id: Mapped[int] = mapped_column(Id, ForeignKey("stages.id"), primary_key=True)
     target_id: Mapped[int] = mapped_column(Id, ForeignKey("stages.id"))
@@ -262,6 +266,29 @@ class Evaluation(Base):
     n_correct: Mapped[int | None] = mapped_column(Integer)
     cell: Mapped[int] = mapped_column(Id)
     """`cell_of` its target's recipe, its substitute's recipe and its attack: what a matrix counts together."""
+
+
+class Tally(Base):
+    """What the finished black-box evaluations of a cell and a sort of pairs add up to; kept by store/tallies.py."""
+
+    __tablename__ = "tallies"
+
+    cell: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
+    same: Mapped[bool] = mapped_column(primary_key=True)
+    """Whether targets and substitutes are of one seed."""
+    image_limit: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    n: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    dataset: Mapped[str] = mapped_column(String(60))
+    device: Mapped[str] = mapped_column(String(10))
+    first: Mapped[int] = mapped_column(Id)
+    """One of the stages; recipes and attack are alike in all."""
+    evaluations: Mapped[int] = mapped_column(Integer)
+    total: Mapped[int] = mapped_column(Id)
+    """Sum of n_correct."""
+    squares: Mapped[int] = mapped_column(Id)
+    """Sum of n_correct squared."""
+    lowest: Mapped[int] = mapped_column(Integer)
+    highest: Mapped[int] = mapped_column(Integer)
 
 
 def cell_of(target_recipe: str, substitute_recipe: str | None, attack_id: str) -> int:
@@ -382,6 +409,6 @@ def _table(model: type[Base]) -> Table:
 JOBS, STAGES, PARENTS, JOB_STAGES, JOB_MODELS = map(_table, (Job, Stage, StageParent, JobStage, JobModel))
 ATTEMPTS, RESULTS, EVALUATIONS, EVENTS, WORKERS = map(_table, (Attempt, Result, Evaluation, Event, Worker))
 ARTIFACTS, STAGE_ARTIFACTS, CHECKPOINTS, STAGE_LOGS = map(_table, (Artifact, StageArtifact, Checkpoint, StageLog))
-LOST_RESULTS = _table(LostResult)
+LOST_RESULTS, TALLIES = _table(LostResult), _table(Tally)
 """The tables themselves. Statements that run for every request and every stage are made of them, once, with parameters:
 building one of mapped classes each time costs several times what the database takes to run it."""

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import Double, and_, cast, func, or_, select, tuple_
+from sqlalchemy import Double, and_, cast, func, literal, or_, select, tuple_
 from sqlalchemy.orm import Session, aliased
 
 from core.fields import parse_pixels
 from core.statistics import accuracy_interval
-from store.models import JOB_ENDED, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState
+from store.models import JOB_ENDED, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState, Tally
 
 LISTED = 5_000
 """Evaluations of a table up to which each is told; beyond that, only their sums."""
@@ -398,14 +398,9 @@ def _pairing(session: Session, filters: Filters, scope: Scope) -> str:
     return session.scalar(query) or "same"
 
 
-def _wanted(filters: Filters, scope: Scope, *, whitebox_only: bool, every_target: bool) -> list[Any]:
+def _wanted(filters: Filters, scope: Scope, *, whitebox: Sequence[bool], every_target: bool) -> list[Any]:
     """Return the conditions on evaluations; those on recipes and attacks are left to the groups."""
-    conditions: list[Any] = [
-        Evaluation.dataset == scope.dataset,
-        Evaluation.device == scope.device,
-        Evaluation.image_limit == scope.image_limit,
-        Evaluation.whitebox.in_([True] if whitebox_only else [False, True]),
-    ]
+    conditions: list[Any] = [*_within(Evaluation, scope), Evaluation.whitebox.in_(whitebox)]
     if filters.job is not None:
         conditions.append(Evaluation.stage_id.in_(select(JobStage.stage_id).where(JobStage.job_id == filters.job)))
     elif filters.suite is not None:
@@ -435,16 +430,39 @@ def _groups(
     keys = (e.whitebox, e.cell, e.target_seed == e.substitute_seed, e.n)
     sums = (func.min(e.stage_id), func.count(), func.sum(correct), func.sum(correct * correct))
     seeds = (func.count(e.target_seed.distinct()), func.count(e.substitute_seed.distinct())) if crossed else ()
-    query = (
-        select(*keys, *sums, func.min(e.n_correct), func.max(e.n_correct), *seeds)
-        .where(*_wanted(filters, scope, whitebox_only=whitebox_only, every_target=every_target))
-        .group_by(*keys)
-    )
-    rows = session.execute(query).all()
+    query = select(*keys, *sums, func.min(e.n_correct), func.max(e.n_correct), *seeds).group_by(*keys)
+
+    def summed(whitebox: Sequence[bool], *more: Any) -> Sequence[Any]:
+        wanted = _wanted(filters, scope, whitebox=whitebox, every_target=every_target)
+        return session.execute(query.where(*wanted, *more)).all()
+
+    rows: Sequence[Any]
+    if whitebox_only:
+        rows = summed([True])
+    elif crossed or not _tallied(filters):
+        rows = summed([False, True])
+    else:
+        rows = [*summed([True]), *session.execute(_tallies(scope)).all(), *summed([False], e.n.is_(None))]
     firsts = _evaluations(session, [row[4] for row in rows])
     groups = [_group(firsts[row[4]], row) for row in rows]
     groups.sort(key=lambda group: group.first.stage_id)
     return [group for group in groups if _attack_fits(group.first.attack, filters)]
+
+
+def _within(table: type[Evaluation | Tally], scope: Scope) -> list[Any]:
+    return [table.dataset == scope.dataset, table.device == scope.device, table.image_limit == scope.image_limit]
+
+
+def _tallied(filters: Filters) -> bool:
+    """Return whether the running sums are of what is asked for: of all jobs and seeds."""
+    return filters.job is None and filters.suite is None and not filters.seeds
+
+
+def _tallies(scope: Scope) -> Any:
+    """Return the query of the running sums, as rows of `_groups`."""
+    t = Tally
+    sums = (t.first, t.evaluations, t.total, t.squares, t.lowest, t.highest)
+    return select(literal(value=False), t.cell, t.same, t.n, *sums).where(*_within(t, scope))
 
 
 def _group(first: Evaluation, row: Any) -> _Group:
@@ -529,7 +547,7 @@ def _list(
     query = (
         select(Evaluation, owner.key, owner.state, owner.error)
         .join(owner, owner.id == Evaluation.stage_id)
-        .where(*_wanted(filters, scope, whitebox_only=all(g.whitebox for g in groups), every_target=False))
+        .where(*_wanted(filters, scope, whitebox=sorted({g.whitebox for g in groups}), every_target=False))
         .order_by(Evaluation.stage_id)
     )
     for start in range(0, len(numbers), CHUNK):

@@ -30,7 +30,7 @@ from sqlalchemy import (
 )  # fmt: skip
 from sqlalchemy.orm import Session
 
-from store import events
+from store import events, tallies
 from store.database import db_now, dialect_of, insert_in, storable
 from store.models import (
     ARTIFACTS,
@@ -354,6 +354,8 @@ def succeed(
         session.execute(_COUNT, {"stage": stage_id, "n": payload["n"], "n_correct": payload["n_correct"]})
     bells = _wake_children(session, stage_id)
     _settle(session, [stage_id], "stage.succeeded", {"key": stage.key, "title": stage.title})
+    if stage.kind == "evaluate":
+        tallies.add(session, stage_id)
     return bells
 
 

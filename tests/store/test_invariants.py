@@ -22,9 +22,10 @@ from store.models import (
     Stage,
     StageArtifact,
     StageParent,
+    Tally,
 )
 from tests import factories
-from tests.factories import body, claim, expire, fail, finish, post, reap, trainings
+from tests.factories import body, claim, expire, fail, finish, post, reap, trainings, transfer
 
 Damage = Callable[[Session], Any]
 
@@ -32,7 +33,7 @@ Damage = Callable[[Session], Any]
 @pytest.fixture
 def lived_in(unchecked: Database) -> Database:
     """Jobs and stages in every state."""
-    post(unchecked, body())
+    post(unchecked, transfer())
     finish(unchecked)
     cancelled = post(unchecked, trainings([1]))
     with unchecked.write() as session:
@@ -139,6 +140,10 @@ DAMAGES: list[tuple[str, Damage]] = [
     ("its evaluation counts 11 of 10", change(Evaluation, Evaluation.n.is_not(None), n_correct=11)),
     ("its evaluation counts None of None", lambda session: session.execute(delete(Evaluation))),
     ("counts 6 of 10, its result 7 of 10", change(Evaluation, Evaluation.n.is_not(None), n_correct=6)),
+    ("says None correct of None evaluations", lambda session: session.execute(delete(Tally))),
+    ("says 8 correct of 1 evaluations", change(Tally, total=Tally.total + 1)),
+    ("says 7 correct of 1 evaluations", change(Tally, highest=9)),
+    ("1 evaluations, there are none", change(Evaluation, whitebox=True)),
     ("is blocked, but its evaluation counts", change(Evaluation, n=10, n_correct=7)),
     ("keeps 3 checkpoints", add_checkpoint),
     ("is ready, but its parent", turn("blocked", "ready")),

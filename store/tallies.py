@@ -1,0 +1,67 @@
+"""Running sums of black-box evaluations, so that a matrix over a million of them reads one row per cell.
+
+A success adds to its cell's row in its own transaction, a withdrawn result has its cell counted anew. Both take that
+row after every other lock, so that nobody waits with it for somebody who waits for it.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, bindparam, case, cast, delete, func, insert, select
+from sqlalchemy.orm import Session
+
+from store.database import dialect_of, insert_in
+from store.models import EVALUATIONS, TALLIES
+
+_E = EVALUATIONS.c
+_CORRECT = cast(_E.n_correct, BigInteger)
+_OF = (_E.cell, (_E.target_seed == _E.substitute_seed).label("same"), _E.image_limit, _E.n, _E.dataset, _E.device)
+COUNTED = (
+    select(
+        *_OF, func.min(_E.stage_id).label("first"), func.count().label("evaluations"),
+        func.sum(_CORRECT).label("total"), func.sum(_CORRECT * _E.n_correct).label("squares"),
+        func.min(_E.n_correct).label("lowest"), func.max(_E.n_correct).label("highest"),
+    )
+    .where(_E.whitebox.is_(False), _E.n.is_not(None))
+    .group_by(*_OF)
+)  # fmt: skip
+"""What the rows have to be, by reading the evaluations."""
+_NAMES = [column.name for column in COUNTED.selected_columns]
+_ONE = COUNTED.where(_E.stage_id == bindparam("stage"))
+_COUNT = insert(TALLIES).from_select(_NAMES, COUNTED)
+_COUNT_CELL = insert(TALLIES).from_select(_NAMES, COUNTED.where(_E.cell == bindparam("of")))
+_FORGET_CELL = delete(TALLIES).where(TALLIES.c.cell == bindparam("of"))
+
+
+def add(session: Session, stage_id: int) -> None:
+    """Add a finished evaluation to its cell's row; a white-box one has none."""
+    session.execute(_add_in(dialect_of(session)), {"stage": stage_id})
+
+
+@cache
+def _add_in(dialect: str) -> Any:
+    adding = insert_in(dialect, TALLIES).from_select(_NAMES, _ONE)
+    before, new = TALLIES.c, adding.excluded
+    return adding.on_conflict_do_update(
+        index_elements=list(TALLIES.primary_key),
+        set_={
+            **{name: before[name] + new[name] for name in ("evaluations", "total", "squares")},
+            "lowest": case((new.lowest < before.lowest, new.lowest), else_=before.lowest),
+            "highest": case((new.highest > before.highest, new.highest), else_=before.highest),
+        },
+    )
+
+
+def recount(session: Session, stage_ids: Sequence[int]) -> None:
+    """Count the cells of these evaluations anew."""
+    cells = select(_E.cell).where(_E.stage_id.in_(stage_ids)).distinct().order_by(_E.cell)
+    for cell in session.scalars(cells).all():
+        session.execute(_FORGET_CELL, {"of": cell})  # waits for whoever is adding: only then are evaluations read
+        session.execute(_COUNT_CELL, {"of": cell})
+
+
+def recount_all(session: Session) -> None:
+    """Count every cell, of evaluations that were not recorded one by one."""
+    session.execute(delete(TALLIES))
+    session.execute(_COUNT)

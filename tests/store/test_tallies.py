@@ -1,0 +1,91 @@
+"""Running sums are what the evaluations add up to, whoever finishes or is withdrawn at the same time."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from store import lost, results, tallies
+from store.database import Database
+from store.invariants import violations
+from store.models import Evaluation, Stage, Tally
+from store.results import Filters, Matrix
+from tests import factories
+from tests.factories import FGSM, body, claim, finish, post, succeed, try_claim
+
+CROSSED: dict[str, Any] = {"substitutes": [{"kind": "fgsm_adv"}], "transfer": [FGSM], "attacks": [{"kind": "none"}]}
+
+
+def numbers(matrix: Matrix) -> dict[Any, Any]:
+    return {
+        where: (cell.sums.evaluations, cell.sums.seeds, cell.n, cell.n_correct, cell.interval, cell.spread, cell.reason)
+        for where, cell in matrix.cells.items()
+    }
+
+
+def blackbox(database: Database) -> Matrix:
+    with database.read() as session:
+        assert violations(session) == []
+        return results.blackbox(session, Filters())
+
+
+def test_a_table_of_sums_is_that_of_the_evaluations(database: Database, monkeypatch: pytest.MonkeyPatch):
+    """With some seeds finished, some on their way and some withdrawn; listed and not."""
+    choose = random.Random(3)
+    post(database, body(seeds=[0, 1, 2, 3], **CROSSED))
+    finish(database, lambda _: choose.randrange(11))
+    post(database, body(seeds=[4, 5], **CROSSED))
+    for _ in range(7):
+        succeed(database, claim(database), choose.randrange(11))
+    done = select(Evaluation.stage_id).where(Evaluation.n.is_not(None), Evaluation.whitebox.is_(False))
+    with database.write() as session:
+        lost.withdraw(session, session.scalars(done.order_by(Evaluation.stage_id)).all()[1:3], "altered")
+    for listed in (results.LISTED, 0):
+        monkeypatch.setattr(results, "LISTED", listed)
+        quick = numbers(blackbox(database))
+        with monkeypatch.context() as patch:
+            patch.setattr(results, "_tallied", lambda filters: False)
+            assert numbers(blackbox(database)) == quick
+        assert len(quick) > 0
+
+
+def test_what_was_counted_before_is_counted_again(database: Database):
+    post(database, body(seeds=[0, 1], **CROSSED))
+    finish(database)
+    with database.write() as session:
+        before = session.execute(select(Tally.__table__).order_by(Tally.cell)).all()
+        tallies.recount_all(session)
+        assert session.execute(select(Tally.__table__).order_by(Tally.cell)).all() == before != []
+
+
+def test_many_at_once_on_one_cell(postgres: Database):
+    """Workers that finish its seeds while results of it are withdrawn, which run again."""
+    post(postgres, body(seeds=list(range(24)), **CROSSED))
+    while (one := try_claim(postgres)) is not None and one.kind != "evaluate":
+        succeed(postgres, one)
+    assert one is not None
+    succeed(postgres, one)
+
+    def work(number: int) -> None:
+        choose = random.Random(number)
+        while (claimed := try_claim(postgres, f"w{number}")) is not None:
+            succeed(postgres, claimed, choose.randrange(11))
+
+    def lose(_: int) -> None:
+        for _ in range(8):
+            with postgres.write() as session:
+                crossed = select(Evaluation.stage_id).where(Evaluation.n.is_not(None), Evaluation.whitebox.is_(False))
+                found = session.scalars(crossed.order_by(func.random()).limit(2)).all()
+                lost.withdraw(session, sorted(found), "altered")
+
+    with ThreadPoolExecutor(5) as pool:
+        for done in [pool.submit(task, number) for number, task in enumerate([work, work, work, work, lose])]:
+            done.result(60)
+    work(9)
+    with postgres.read() as session:
+        assert violations(session) == []
+        assert session.scalars(select(Stage.state).distinct()).all() == ["succeeded"]
+        assert session.scalar(select(func.sum(Tally.evaluations))) == 24
+    assert factories.stages_by_title(postgres)
