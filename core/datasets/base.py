@@ -58,7 +58,10 @@ class Dataset(Kind):
     panel: ClassVar[list[dict[str, Any]]]
     transfer: ClassVar[dict[str, Any]]
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Kind of attack or defense -> fields whose defaults differ here from the kind's own, which are MNIST's."""
+    """Kind of attack or defense -> fields whose defaults differ here from the kind's own, which are MNIST's.
+
+    `eps` needs no entry: left out, it is `epsilon` for every kind that has one.
+    """
     default_iterations: ClassVar[int | None] = None
     default_epochs: ClassVar[int | None] = None
     """Exactly one of the two is set; batches are of 256."""
@@ -144,10 +147,9 @@ def defaults_at(eps: str, second: str, **e2sad: Any) -> dict[str, dict[str, Any]
     The paper trains with ten IFGSM steps there (section 4.2).
     """
     return {
-        **{kind: {"eps": eps} for kind in ("fgsm", "ifgsm", "fgsm_adv", "hamm_minimax", "strong_adversary")},
-        "ifgsm_adv": {"eps": eps, "steps": 10},
-        "pgd": {"eps": eps, "step_size": "2/255"},
-        "pgd_minmax": {"eps": eps, "steps": 10, "step_size": "2/255"},
+        "ifgsm_adv": {"steps": 10},
+        "pgd": {"step_size": "2/255"},
+        "pgd_minmax": {"steps": 10, "step_size": "2/255"},
         "e2sad": {"eps1": eps, "eps2": second, **e2sad},
     }
 

