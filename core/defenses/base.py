@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, NamedTuple
 
 from pydantic import Field
 
@@ -131,6 +131,9 @@ def add_scaled(weights: list[Tensor], others: list[Tensor], factor: float) -> li
 
 class Defense(Kind, ABC):
     """Base of every defense."""
+
+    only_loss: ClassVar[str] = "loss"
+    """Part of the training loss that `loss` is, where `gradients` reports no parts; as it is, of nothing known."""
 
     label_smoothing: Annotated[Share, Field(lt=1)] = 0.0
     """Training targets: 1 - this on the true class, this spread over the others; 0 is hard, the paper's soft is .25."""

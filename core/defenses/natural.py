@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from core.defenses.base import Batch, Defense, Gradients
 from core.passes import Passes
@@ -11,6 +11,7 @@ from core.passes import Passes
 class Natural(Defense):
     """Ordinary training: no defense."""
 
+    only_loss: ClassVar[str] = "clean"
     kind: Literal["natural"] = "natural"
     """The kind's name."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from core.passes import Passes
 class PgdMinmax(Defense):
     """Minimise the loss at the worst point of the ball (Madry et al. 2018; eq. 4 of the paper)."""
 
+    only_loss: ClassVar[str] = "adversarial"
     kind: Literal["pgd_minmax"] = "pgd_minmax"
     """The kind's name."""
     eps: Pixels = Fraction(3, 10)

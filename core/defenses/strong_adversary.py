@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,6 +24,7 @@ class StrongAdversary(Defense):
     from the loss gradient is `fgsm_adv` with alpha 0. We linearise logits: the probabilities of the paper saturate.
     """
 
+    only_loss: ClassVar[str] = "adversarial"
     kind: Literal["strong_adversary"] = "strong_adversary"
     """The kind's name."""
     eps: Pixels = Fraction(3, 10)

@@ -35,6 +35,7 @@ class Part:
     """What a figure knows of one model: the finished stage that looked at it."""
 
     label: str
+    spec: Stage
     payload: Mapping[str, Any]
     artifact: Callable[[str], bytes]
     """Name of an artifact of that stage -> its bytes."""

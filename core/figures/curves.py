@@ -12,23 +12,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 CURVE = "curve"
-SHOWN = {"clean": "clean images", "adversarial": "adversarial images", "dissimilarity": "dissimilarity"}
+PARTS = {
+    "clean": "clean images", "adversarial": "adversarial images", "sensitivity": "sensitivity (penalty)",
+    "dissimilarity": "dissimilarity",
+}  # fmt: skip
 """Loss -> panel. The total is left out: every defense weighs its parts in its own way."""
+SHOWN = {**PARTS, "loss": "training loss"}
+"""The total as well, for a defense that reports no parts."""
 
 
 class CurvesFigure(Figure):
     """Training losses of every model, part by part, over the iterations."""
 
+    version = 2  # 2: losses without parts are no longer all taken for the clean images', and the penalty is drawn
     kind: Literal["curves"] = "curves"
     """What is drawn."""
 
     def values(self, parts: Sequence[Part]) -> Values:
-        """Return each model's losses by name; natural training's only loss is that of the clean images."""
+        """Return each model's losses by name; what an only loss is of, its defense says."""
         return {
             "title": "Training curves",
             "caption": "Mean losses of single training batches, on the targets each model trains on: hard and soft "
             "targets have losses of different size.",
-            "models": [{"label": part.label, "losses": _series(json.loads(part.artifact(CURVE)))} for part in parts],
+            "models": [{"label": part.label, "losses": _series(part)} for part in parts],
         }
 
     def draw(self, values: Values) -> Canvas:
@@ -51,10 +57,13 @@ class CurvesFigure(Figure):
         return picture
 
 
-def _series(points: list[dict[str, float]]) -> dict[str, dict[str, list[float]]]:
+def _series(part: Part) -> dict[str, dict[str, list[float]]]:
+    from core.stages.train import Train
+
+    only = part.spec.defense.only_loss if isinstance(part.spec, Train) else "loss"
     found: dict[str, dict[str, list[float]]] = {}
-    for point in points:
-        losses = {name: value for name, value in point.items() if name in SHOWN} or {"clean": point["loss"]}
+    for point in json.loads(part.artifact(CURVE)):
+        losses = {name: value for name, value in point.items() if name in PARTS} or {only: point["loss"]}
         for name, value in losses.items():
             series = found.setdefault(name, {"iteration": [], "loss": []})
             series["iteration"].append(point["iteration"])

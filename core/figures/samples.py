@@ -25,6 +25,7 @@ ROWS = {"clean": "clean", "first": "first step", "second": "second step"}
 class SamplesFigure(Figure):
     """One test image of every class: clean, and after e2SAD's first and second step, with what the model sees."""
 
+    version = 2  # 2: pixels outside [0, 1] are drawn as its ends
     kind: Literal["samples"] = "samples"
     """What is drawn."""
     path: E2SAD | None = None
@@ -42,12 +43,14 @@ class SamplesFigure(Figure):
 
     def values(self, parts: Sequence[Part]) -> Values:
         """Return the images of every model as bytes of pixels (base64, row by row), with labels and predictions."""
+        models = [_rows(part) for part in parts]
+        left = ", ".join(model["label"] for model in models if model["clipped"])
         return {
             "title": "Clean, first and second adversarial images",
             "caption": f"The first test image of every class of {parts[0].payload['dataset']}. Above each image: what "
             "the model takes it for, framed where that is wrong. First step: eps1 from the clean image; second step: "
-            "eps2 from there.",
-            "models": [_rows(part) for part in parts],
+            "eps2 from there." + (f" Pixels that left [0, 1] are drawn as its ends: {left}." if left else ""),
+            "models": models,
         }
 
     def draw(self, values: Values) -> Canvas:
@@ -71,11 +74,13 @@ def _rows(part: Part) -> dict[str, Any]:
     images = load(part.artifact("images"))
     rows = [
         {"name": name, "predicted": part.payload["predictions"][name],
-         "pixels": [b64encode((image * 255).round().astype("uint8").tobytes()).decode() for image in images[name]]}
+         "pixels": [b64encode((image.clip(0, 1) * 255).round().astype("uint8").tobytes()).decode()
+                    for image in images[name]]}
         for name in ROWS
     ]  # fmt: skip
     return {
         "label": part.label, "steps": part.payload["steps"], "labels": part.payload["labels"],
+        "clipped": any(bool(((image < 0) | (image > 1)).any()) for image in images.values()),
         "shape": list(images["clean"].shape[1:]), "rows": rows,
     }  # fmt: skip
 

@@ -46,7 +46,7 @@ class Draw(Stage):
 
     def _part(self, context: Context, key: str, label: str) -> Part:
         found = context.parent(key)
-        return Part(label, found.payload, partial(_artifact, context, found))
+        return Part(label, found.spec, found.payload, partial(_artifact, context, found))
 
 
 def _artifact(context: Context, found: Finished, name: str) -> bytes:

@@ -6,28 +6,34 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from base64 import b64decode
 from functools import cache
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from core.attacks.ifgsm import IFGSM
 from core.drawing import COLOURS, forms, styled
 from core.evaluation import craft, predict
 from core.figures import FIGURES
+from core.figures.base import Part
+from core.figures.curves import CurvesFigure
 from core.figures.illustration import IllustrationFigure, cross_entropy, loss
+from core.figures.samples import SamplesFigure
 from core.stages.draw import MEDIA, VALUES, Draw
 from core.stages.surface import Surface
 from core.stages.train import loaded
 from core.suites import expand_suite
 from core.surface_page import page
 from core.surfaces import two_steps
+from tests.core.test_plan import only_train, planned
 from tests.core.test_portions import memory_for
 from tests.worker.calm import EXECUTION, Calm, calm
 
@@ -207,11 +213,33 @@ class TestValues:
         assert set(models[1]["losses"]) == {"clean", "adversarial", "dissimilarity"}
         assert models[1]["losses"]["clean"]["iteration"] == [1, 2]
 
+    def test_curves_say_what_every_loss_is_of(self):
+        def losses(kind: str, *parts: str) -> set[str]:
+            spec = only_train({"defense": {"kind": kind}})
+            curve = json.dumps([{"iteration": 1, "loss": 2.0, **dict.fromkeys(parts, 1.0)}]).encode()
+            found = CurvesFigure().values([Part("a", spec, {}, lambda _: curve)])
+            with styled():
+                assert len(CurvesFigure().draw(found).axes) == max(1, len(parts))
+            return set(found["models"][0]["losses"])
+
+        assert losses("natural") == {"clean"}
+        assert losses("pgd_minmax") == losses("strong_adversary") == {"adversarial"}
+        assert losses("fgsm_adv") == {"loss"}, "of a defense that should have said more"
+        assert losses("hamm_minimax", "clean", "adversarial", "sensitivity") == {"clean", "adversarial", "sensitivity"}
+
+    @pytest.mark.parametrize("reach", [0.0, 0.5])
+    def test_pixels_outside_the_box_are_drawn_as_its_ends_and_the_caption_says_so(self, reach: float):
+        stage, outcome = of_kind("samples")
+        images = load(outcome.artifacts["images"][1])
+        images["second"] = images["second"] * (1 + 2 * reach) - reach
+        found = SamplesFigure().values([Part("a", stage, outcome.payload, lambda _: save(images))])
+        pixels = [np.frombuffer(b64decode(image), np.uint8) for image in found["models"][0]["rows"][2]["pixels"]]
+        assert np.array_equal(pixels, (images["second"].clamp(0, 1) * 255).round().byte().flatten(1).numpy())
+        assert ("drawn as its ends: a." in found["caption"]) == (reach > 0)
+
     def test_a_label_changes_the_picture_and_not_the_surface(self):
         spec = expand_suite({"suite": "figures-tiny"})
         spec["defenses"] = [{**spec["defenses"][0], "name": "plain"}, spec["defenses"][1]]
-        from tests.core.test_plan import planned
-
         renamed = planned(spec, execution=EXECUTION)
         kept = set(renamed.stages) & set(tiny().plan.stages)
         assert {s.spec.kind for k, s in renamed.stages.items() if k not in kept} == {"draw"}
