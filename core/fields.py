@@ -88,5 +88,7 @@ MAX_SEED = 2**31 - 1
 Seed = Annotated[int, Field(strict=True, ge=0, le=MAX_SEED)]
 Number = Annotated[float, Field(strict=True)]
 """A number: neither true nor a string that looks like one."""
+Flag = Annotated[bool, Field(strict=True)]
+"""True or false: neither a number nor a word that means one."""
 Share = Annotated[Number, Field(ge=0, le=1)]
 """A weight or a share in [0, 1]."""

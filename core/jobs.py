@@ -33,7 +33,15 @@ MAX_ATTACKS = 200
 MAX_FIGURES = 40
 
 Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+
+
+def _not_blank(text: str) -> str:
+    if text.isspace():
+        raise ValueError("is blank: leave it out, or write something")
+    return text
+
+
+Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$"), AfterValidator(_not_blank)]
 Tags = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]*$")]], Field(max_length=20)
 ]

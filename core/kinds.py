@@ -76,6 +76,10 @@ class Kind(Spec):
         update = {name: value for name, value in defaults.items() if name not in self.model_fields_set}
         return type(self).model_validate({**self.model_dump(), **update}) if update else self
 
+    def unfit(self) -> tuple[str, str] | None:
+        """Return a field and why no new job may ask for what it holds, or None; a stored spec stays readable."""
+        return None
+
     def differences(self, leave_out: frozenset[str] = frozenset()) -> dict[str, Any]:
         """Return the fields that differ from this kind's defaults, in the order they are declared."""
         dumped = self.model_dump(mode="json", exclude_defaults=True)

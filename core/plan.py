@@ -30,7 +30,7 @@ from core.jobs import (
 from core.networks import NETWORKS
 from core.networks.base import Network
 from core.plan_figures import add_figures
-from core.resolve import Path, filled, resolve_training, resolved_defense
+from core.resolve import Path, filled, require_fit, resolve_training, resolved_defense
 from core.stages.base import Stage
 from core.stages.craft import Craft
 from core.stages.evaluate import Evaluate
@@ -186,8 +186,11 @@ def _require_pairs(pairing: str | None, targets: Sequence[Model], substitutes: S
 def _targets(
     job: TrainingJob, entries: list[NamedDefense], labels: list[str], dataset: Dataset, execution: Execution
 ) -> list[Model]:
+    def at(i: int) -> Path:
+        return ("defenses", i) if job.defense is None else ("defense",)
+
     return [
-        Model(_train(entry, job, dataset, seed, execution, ("defenses", i)), label)
+        Model(_train(entry, job, dataset, seed, execution, at(i)), label)
         for i, (entry, label) in enumerate(zip(entries, labels, strict=True))
         for seed in job.seeds
     ]
@@ -233,7 +236,20 @@ def _train(
 
     training = resolve_training(request, dataset, where)
     network = _network(job.network, dataset, ())
-    return _train_stage(resolved_defense(entry.defense, request, dataset), training, network, dataset, seed, execution)
+    defense = resolved_defense(entry.defense, request, dataset)
+    at = _of_defense(entry, path)
+    require_fit(defense, at)
+    most = 1 - 1 / len(dataset.classes)
+    if defense.label_smoothing >= most:
+        said = f"label_smoothing {defense.label_smoothing} leaves no class likelier than the others: give less than"
+        own = "label_smoothing" in entry.defense.model_fields_set
+        raise SpecError(f"{said} {most:.3g}", (*at, "label_smoothing") if own else where("label_smoothing"))
+    return _train_stage(defense, training, network, dataset, seed, execution)
+
+
+def _of_defense(entry: NamedDefense, path: Path) -> Path:
+    """Return where the request has the defense of the entry at `path`: a bare one is the entry."""
+    return (*path, "defense") if entry.model_fields_set - {"defense"} else path
 
 
 def _train_stage(
@@ -346,6 +362,7 @@ def _craft(
 def _attacks(given: list[Attack] | None, default: list[dict[str, Any]], dataset: Dataset, path: str) -> list[Attack]:
     attacks = [filled(attack, dataset) for attack in given] if given else [_attack.validate_python(a) for a in default]
     for i, attack in enumerate(attacks):
+        require_fit(attack, (path, i))
         if attack in attacks[:i]:
             raise SpecError(f"the attack {attack.label()} is given twice", (path, i))
         if path == "transfer" and attack.kind == "none":
@@ -379,6 +396,8 @@ def _plan_figures(job: FigureJob, execution: Execution, models: Models) -> Plan:
     result = Plan(dataset.kind, execution.device, "same", targets=targets)
     _add_trainings(result, targets)
     figures = [figure.resolved(dataset, lambda spec: filled(spec, dataset)) for figure in job.figures]
+    for i, figure in enumerate(figures):
+        require_fit(figure, ("figures", i))
     add_figures(result, figures, dataset, execution)
     return result
 

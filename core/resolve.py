@@ -101,6 +101,19 @@ def filled(spec: K, dataset: Dataset) -> K:
     return spec.filled({**usual, **dataset.defaults.get(spec.kind, {})})
 
 
+def require_fit(spec: Kind, path: Path) -> None:
+    """Return where a new job may ask for `spec`, which stands at `path`, and for the kinds inside it.
+
+    Raises:
+        SpecError: names the field that rules it out.
+    """
+    if found := spec.unfit():
+        raise SpecError(found[1], (*path, found[0]))
+    for name, value in spec:
+        if isinstance(value, Kind):
+            require_fit(value, (*path, name))
+
+
 def resolved_defense(defense: Defense, request: TrainingRequest, dataset: Dataset) -> Defense:
     """Return `defense` with the fields its author left out set to the schedule's and the dataset's defaults."""
     if request.label_smoothing is not None and "label_smoothing" not in defense.model_fields_set:

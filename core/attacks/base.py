@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from core import losses
 from core.errors import GauntletError
-from core.fields import Pixels
+from core.fields import Flag, Pixels
 from core.kinds import Kind
 from core.monitor import UNWATCHED, Monitor
 from core.passes import Passes
@@ -149,7 +149,7 @@ class GradientAttack(Attack, ABC):
     """Radius of the ball, in pixel units."""
     loss: Literal["label", "training"] = "label"
     """What is climbed: cross entropy of the true label, or of the targets the model was trained on."""
-    clip: bool = True
+    clip: Flag = True
     """Whether the result is clipped to the pixel box [0, 1]."""
 
     def radius(self) -> float:

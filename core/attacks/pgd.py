@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from core import losses
 from core.attacks.base import GradientAttack, Oracle, ascend, ball
-from core.fields import Pixels, Seed
+from core.fields import Flag, Pixels, Seed
 from core.passes import Passes
 from core.random import fold, uniform
 
@@ -30,7 +30,7 @@ class PGD(GradientAttack):
     """Length of one step, in pixel units."""
     restarts: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
     """Runs per example; the one with the largest lead of a wrong class over the true one is kept, per example."""
-    random_start: bool = True
+    random_start: Flag = True
     """Whether a run starts at a uniform point of the ball; else at the clean image."""
     seed: Seed = 0
     """Seed of the random starts."""
@@ -40,6 +40,14 @@ class PGD(GradientAttack):
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts above 1 need random_start: without it all runs are alike")
         return self
+
+    def unfit(self) -> tuple[str, str] | None:
+        """Return a step that goes nowhere, or a seed of nothing."""
+        if self.step_size == 0:
+            return "step_size", "steps of length 0 never move: give more"
+        if self.seed and not self.random_start:
+            return "seed", "seed is that of the random start: leave it out, or give random_start"
+        return None
 
     def run(self, images: Tensor, oracle: Oracle) -> Tensor:
         """Return, per example, the worst of `restarts` runs: robust means that every run failed."""

@@ -12,7 +12,7 @@ from core import losses
 from core.attacks.base import ascend
 from core.attacks.fgsm import FGSM
 from core.defenses.base import Batch, Defense, Gradients, add_scaled, clean_pass
-from core.fields import Number, Pixels, Share
+from core.fields import Flag, Number, Pixels, Share
 from core.passes import Passes
 from core.random import normal, uniform
 
@@ -50,11 +50,15 @@ class E2SAD(Defense):
     """Euclidean distance of the start of `vat` from x1, in pixel units."""
     power_iterations: Annotated[int, Field(strict=True, ge=1, le=100)] = 1
     """Gradients of `vat`; each starts along the one before, the first in a random direction."""
-    detach_target: bool = False
+    detach_target: Flag = False
     """Whether f(x1), the target of the dissimilarity, is a constant in the loss; the paper prints it as a variable."""
-    clip: bool = True
+    clip: Flag = True
     """Whether both adversarial examples are clipped to [0, 1]."""
 
+    _NEAREST: ClassVar[dict[str, tuple[str, float]]] = {
+        "noise": ("sigma", 1e-4), "uniform": ("radius", 1e-4), "vat": ("xi", 1e-3),
+    }  # fmt: skip
+    """Nearest to x1 that a gradient is taken; nearer, float32 and float64 disagree on more than a sign in fifty."""
     _BELONG_TO: ClassVar[dict[str, str]] = {
         "sigma": "noise", "radius": "uniform", "xi": "vat", "power_iterations": "vat",
     }  # fmt: skip
@@ -75,12 +79,28 @@ class E2SAD(Defense):
             defaults = {**defaults, "radius": defaults["eps2"]}
         return super().filled(defaults)
 
+    def unfit(self) -> tuple[str, str] | None:
+        """Return the distance from x1 that is too small for a gradient to be more than rounding."""
+        field, nearest = self._NEAREST.get(self.second_step, ("", 0.0))
+        if not field or float(getattr(self, field)) >= nearest:
+            return None
+        return field, f"{self.second_step} this near to x1 is decided by rounding: give {field} of at least {nearest}"
+
+    @property
+    def ill_conditioned(self) -> str | None:
+        """Return why rounding decides the second step, or None."""
+        if self.second_step == "literal":
+            why = "is the sign of a gradient that is exactly zero"
+        elif self.unfit():
+            why = "is taken where its gradient is all but zero"
+        else:
+            return None
+        return f"ill-conditioned: the second step {why}, so rounding decides it"
+
     @property
     def caution(self) -> str | None:
-        """Return a warning for the literal second step."""
-        if self.second_step != "literal":
-            return None
-        return "ill-conditioned: the second step is the sign of a gradient that is exactly zero, so rounding decides it"
+        """Return a warning where rounding decides the second step and training takes it."""
+        return self.ill_conditioned if self.dissimilarity_weight > 0 else None
 
     def gradients(self, batch: Batch) -> Gradients:
         """Return the gradients of alpha J(x) + (1 - alpha) J(x1) + lambda mean CE(f(x1), f(x2)), eq. 8."""
@@ -102,7 +122,7 @@ class E2SAD(Defense):
         """Return the passes over x, x1 and x2, and those of the second step that the pass over x1 does not pay for."""
         if not self._takes_steps:
             return Passes(forward=1, full_backward=1)
-        passes = Passes(forward=2, input_backward=self.alpha == 0, full_backward=(self.alpha > 0) + self._trains_on_x1)
+        passes = Passes(2, input_backward=int(self.alpha == 0), full_backward=(self.alpha > 0) + self._trains_on_x1)
         if self.dissimilarity_weight == 0:
             return passes
         gradients = self.power_iterations if self.second_step == "vat" else 1

@@ -7,7 +7,7 @@ from typing import Literal
 
 from core.attacks.fgsm import FGSM
 from core.defenses.base import AdversarialTraining
-from core.fields import Pixels
+from core.fields import Flag, Pixels
 
 
 class FgsmTraining(AdversarialTraining):
@@ -17,7 +17,7 @@ class FgsmTraining(AdversarialTraining):
     """The kind's name."""
     eps: Pixels = Fraction(3, 10)
     """Length of the training attack's step, in pixel units."""
-    clip: bool = True
+    clip: Flag = True
     """Whether adversarial examples are clipped to [0, 1]."""
 
     def attack(self) -> FGSM:

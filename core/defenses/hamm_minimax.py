@@ -9,7 +9,7 @@ from pydantic import Field
 
 from core.attacks.fgsm import FGSM
 from core.defenses.base import AdversarialTraining, Batch
-from core.fields import Number, Pixels
+from core.fields import Flag, Number, Pixels
 from core.passes import Passes
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class HammMinimax(AdversarialTraining):
     reduction: Literal["batch-mean", "batch-sum", "example-mean", "example-sum"] = "batch-mean"
     """batch-mean, as printed: N times the norm over the whole batch of N of the gradient of J's mean; batch-sum: of its
     sum. example-mean and example-sum: mean and sum over the batch of the norms of each example's own gradient."""
-    clip: bool = True
+    clip: Flag = True
     """Whether adversarial examples are clipped to [0, 1]."""
 
     @property

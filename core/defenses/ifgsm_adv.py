@@ -9,7 +9,7 @@ from pydantic import Field
 
 from core.attacks.ifgsm import IFGSM
 from core.defenses.base import AdversarialTraining
-from core.fields import Pixels
+from core.fields import Flag, Pixels
 
 
 class IfgsmTraining(AdversarialTraining):
@@ -21,7 +21,7 @@ class IfgsmTraining(AdversarialTraining):
     """Radius of the training attack, in pixel units."""
     steps: Annotated[int, Field(strict=True, ge=1, le=1000)] = 30
     """Steps of the training attack; each is eps / steps long."""
-    clip: bool = True
+    clip: Flag = True
     """Whether adversarial examples are clipped to [0, 1]."""
 
     def attack(self) -> IFGSM:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from core.attacks.pgd import PGD
 from core.defenses.base import Batch, Defense, Gradients
-from core.fields import Pixels
+from core.fields import Flag, Pixels
 from core.passes import Passes
 
 
@@ -25,9 +25,9 @@ class PgdMinmax(Defense):
     """Steps of the training attack."""
     step_size: Pixels = Fraction(1, 100)
     """Length of one step, in pixel units."""
-    random_start: bool = True
+    random_start: Flag = True
     """Whether the attack starts at a uniform point of the ball, new in every iteration; else at the clean image."""
-    clip: bool = True
+    clip: Flag = True
     """Whether adversarial examples are clipped to [0, 1]."""
 
     def attack(self) -> PGD:
@@ -36,6 +36,10 @@ class PgdMinmax(Defense):
             eps=self.eps, steps=self.steps, step_size=self.step_size, random_start=self.random_start,
             loss="training", clip=self.clip,
         )  # fmt: skip
+
+    def unfit(self) -> tuple[str, str] | None:
+        """Return what rules out the training attack."""
+        return self.attack().unfit()
 
     def gradients(self, batch: Batch) -> Gradients:
         """Return the gradients of mean J(x_adv)."""

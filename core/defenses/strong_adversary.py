@@ -9,7 +9,7 @@ from pydantic import Field
 
 from core.attacks.base import ascend
 from core.defenses.base import Batch, Defense, Gradients
-from core.fields import Pixels
+from core.fields import Flag, Pixels
 from core.passes import Passes
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class StrongAdversary(Defense):
     """Length of the adversary's step in every pixel, in pixel units."""
     rivals: Annotated[int, Field(strict=True, ge=1, le=9)] = 9
     """Wrong classes among which the nearest is sought, of largest logits; 9 are all of ten. Each is a gradient."""
-    clip: bool = True
+    clip: Flag = True
     """Whether adversarial examples are clipped to [0, 1]."""
 
     def gradients(self, batch: Batch) -> Gradients:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from core.attacks.ifgsm import IFGSM
 from core.defenses.e2sad import E2SAD
-from core.fields import Count
+from core.fields import Count, Flag
 from core.figures.base import Figure, Part, Values, within
-from core.figures.surfaces import plane_of, surface_of, usual_reach
+from core.figures.surfaces import plane_of, surface_of, usual_reach, without_way
 from core.ranges import Points, RadiusAttack, Reach
 from core.surface_page import page
 
@@ -40,7 +40,7 @@ class PathFigure(Figure):
     """Largest t1 and t2, in pixel units; left out, 4/3 of the dataset's usual radius: 0.4 on MNIST."""
     points: Points = 21
     """Values of t1, and of t2, evenly spaced from 0 to `reach`."""
-    clip: bool = True
+    clip: Flag = True
     """Whether the images of the plane are clipped to [0, 1]; the paper prints no clip."""
     limit: Count = 128
     """The minibatch: the first `limit` test images."""
@@ -50,6 +50,10 @@ class PathFigure(Figure):
         reach = self.reach or usual_reach(dataset)
         filled = {"direction": fill(self.direction), "path": self.path and fill(self.path)}
         return self.model_copy(update={"reach": reach, **filled})
+
+    def unfit(self) -> tuple[str, str] | None:
+        """Return a direction that leads nowhere."""
+        return without_way(self.direction)
 
     def part(self, train: Train, key: str, dataset: Dataset, execution: Execution) -> Stage:
         """Return the surface of one model, with the path."""

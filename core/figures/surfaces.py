@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from core.attacks.fgsm import FGSM
-from core.fields import Count, Seed, parse_pixels
+from core.fields import Count, Flag, Seed, parse_pixels
 from core.figures.base import Figure, Part, Values, test_images, within
 from core.ranges import Points, RadiusAttack, Reach
 from core.surface_page import page
@@ -35,7 +35,7 @@ class SurfacesFigure(Figure):
     """Largest t1 and t2, in pixel units; left out, 4/3 of the dataset's usual radius: 0.4 on MNIST."""
     points: Points = 21
     """Values of t1, and of t2, evenly spaced from 0 to `reach`."""
-    clip: bool = True
+    clip: Flag = True
     """Whether the images of the plane are clipped to [0, 1]; the paper prints no clip."""
     seed: Seed = 0
     """Seed of g2: random signs orthogonal to g1."""
@@ -46,6 +46,10 @@ class SurfacesFigure(Figure):
         """Return the figure with the dataset's reach, and its defaults of the attack."""
         reach, limit = self.reach or usual_reach(dataset), within(self.limit, dataset)
         return self.model_copy(update={"reach": reach, "direction": fill(self.direction), "limit": limit})
+
+    def unfit(self) -> tuple[str, str] | None:
+        """Return a direction that leads nowhere."""
+        return without_way(self.direction)
 
     def part(self, train: Train, key: str, dataset: Dataset, execution: Execution) -> Stage:
         """Return the surface of one model."""
@@ -79,6 +83,11 @@ class SurfacesFigure(Figure):
     def page(self, values: Values) -> str:
         """Return the surfaces to be turned and read."""
         return page(values)
+
+
+def without_way(direction: Any) -> tuple[str, str] | None:
+    """Return the field of a direction whose attack moves no pixel, and what to do; None where it moves some."""
+    return None if direction.eps else ("direction", "an attack within eps 0 has no direction: give it an eps above 0")
 
 
 def usual_reach(dataset: Dataset) -> Fraction:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from core.defenses.e2sad import E2SAD
-from core.fields import Count, Seed
+from core.fields import Count, Flag, Seed
 from core.ranges import Points, RadiusAttack, Reach
 from core.stages.base import Context, Outcome, Stage, micro_batch
 from core.stages.train import loaded
@@ -31,7 +31,7 @@ class Surface(Stage):
     """Values of t1, and of t2, evenly spaced from 0 to `reach`."""
     path: E2SAD | None = None
     """Whose two steps are taken from every image and shown as a path; null shows none."""
-    clip: bool = True
+    clip: Flag = True
     """Whether the images of the plane are clipped to [0, 1]; the paper prints no clip."""
     seed: Seed = 0
     """Seed of the random signs."""

@@ -19,6 +19,7 @@ from core.defenses.pgd_minmax import PgdMinmax
 from core.errors import Interrupted
 from core.losses import cross_entropy, dissimilarity, entropy, margin, soft_targets
 from core.passes import Passes
+from core.surfaces import two_steps
 from tests.core import naive
 from tests.core.counting import CountPasses
 from tests.core.small import Recording, small, tiny_images, tiny_model
@@ -292,7 +293,31 @@ def test_read_literally_the_second_gradient_is_nothing_but_rounding():
     gradient = LITERAL._gradient_at_x1(batch, x1, model(x1))
     assert gradient.abs().max() < 1e-15
     assert "ill-conditioned" in LITERAL.caution
+    assert E2SAD(second_step="literal", dissimilarity_weight=0).caution is None, "it takes no second step"
     assert E2SAD().caution is None
+
+
+@pytest.mark.parametrize(
+    ("step", "field", "nearest"), [("noise", "sigma", 1e-4), ("uniform", "radius", 1e-4), ("vat", "xi", 1e-3)]
+)
+def test_a_gradient_all_but_at_x1_is_nothing_but_rounding_too(step: str, field: str, nearest: float):
+    """In float32 and float64 a tiny network agrees on the signs of the nearest, and on half of those far nearer."""
+    images, labels = tiny_images(16)
+
+    def agreement(value: float) -> float:
+        defense = E2SAD(second_step=step, clip=False, **{field: value})
+        exact, rough = (
+            two_steps(defense, tiny_model(dtype=dtype), images.to(dtype), labels, torch.arange(16))
+            for dtype in (torch.float64, torch.float32)
+        )
+        moved = [(second - first).sign() for first, second in (exact, rough)]
+        return (moved[0] == moved[1]).double().mean().item()
+
+    assert agreement(nearest) > agreement(nearest / 1000) + 0.2
+    assert E2SAD(second_step=step, **{field: nearest}).caution is None
+    nearer = E2SAD(second_step=step, **{field: nearest / 1000})
+    assert nearer.unfit()[0] == field
+    assert "ill-conditioned" in nearer.caution
 
 
 def test_weight_gradients_agree_with_finite_differences():

@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from core.attacks import ATTACKS
+from core.defenses import DEFENSES
+from core.figures import FIGURES
 from core.jobs import AnyJob, BenchmarkJob, EvaluateJob, Job, NamedDefense, TrainingRequest, TrainJob
 
 _job: TypeAdapter[Any] = TypeAdapter(AnyJob)
@@ -77,6 +80,24 @@ def test_a_job_stored_and_read_again_is_the_same_job(body: Any):
 )
 def test_gaps_are_filled_and_a_length_hides_both(mine: Any, others: Any, whole: Any):
     assert TrainingRequest(**mine).over(TrainingRequest(**others)).model_dump(exclude_none=True) == whole
+
+
+@pytest.mark.parametrize("text", [" ", "  ", "\u3000"])
+def test_a_name_of_nothing_but_blanks_is_refused(text: str):
+    for body in ({"name": text}, {"defenses": [{"defense": NATURAL, "name": text}]}, {"substitutes": [text]}):
+        with pytest.raises(ValidationError, match="is blank: leave it out"):
+            read({"defense": NATURAL, **body} if "defenses" not in body else body)
+
+
+@pytest.mark.parametrize(
+    "cls", [*ATTACKS.values(), *DEFENSES.values(), *FIGURES.values()], ids=lambda cls: cls.__name__
+)
+def test_true_and_false_are_no_words_and_no_numbers(cls: Any):
+    for name in (name for name, field in cls.model_fields.items() if field.annotation is bool):
+        assert getattr(cls(**{name: False}), name) is False
+        for value in ("off", "false", 0, 1, 0.0):
+            with pytest.raises(ValidationError, match="valid boolean"):
+                cls(**{name: value})
 
 
 @pytest.mark.parametrize("text", ["\0", "a\nb", "\x1f", "x" * 201])

@@ -221,6 +221,39 @@ class TestDefaults:
         assert {stage.images for stage in part.ordered if stage.spec.kind != "train"} == {300}
 
 
+STRONG = {"kind": "figure", "dataset": "mnist-mini", "defense": {"kind": "natural"}}
+DIM = {"kind": "e2sad", "second_step": "noise", "sigma": 1e-6}
+SOFT = {"label_smoothing": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({"defense": DIM}, "defense.sigma"),
+        ({"defenses": [{"kind": "natural"}, DIM]}, "defenses.1.sigma"),
+        ({**BARE, "substitutes": [{"defense": DIM, "name": "d"}]}, "substitutes.0.defense.sigma"),
+        ({"defense": {"kind": "e2sad", "second_step": "uniform", "radius": 0}}, "defense.radius"),
+        ({"defense": {"kind": "e2sad", "second_step": "vat", "xi": 1e-7}}, "defense.xi"),
+        ({"defense": {"kind": "pgd_minmax", "step_size": 0}}, "defense.step_size"),
+        ({**BARE, "attacks": [{"kind": "none"}, {"kind": "pgd", "step_size": 0}]}, "attacks.1.step_size"),
+        ({**BARE, "transfer": [{"kind": "pgd", "random_start": False, "seed": 1}]}, "transfer.0.seed"),
+        ({**STRONG, "figures": [{"kind": "accuracy", "attack": {"kind": "pgd", "step_size": 0}}]},
+         "figures.0.attack.step_size"),
+        ({**STRONG, "figures": [{"kind": "path", "path": DIM}]}, "figures.0.path.sigma"),
+        *(({**STRONG, "figures": [{"kind": kind, "direction": {"kind": "fgsm", "eps": 0}}]}, "figures.0.direction")
+          for kind in ("surfaces", "path")),
+        ({"defense": {"kind": "natural", **SOFT}}, "defense.label_smoothing"),
+        ({**BARE, "training": SOFT}, "training.label_smoothing"),
+        ({"defenses": [{**BARE, "training": SOFT}]}, "defenses.0.training.label_smoothing"),
+    ],
+    ids=json.dumps,
+)  # fmt: skip
+def test_what_cannot_work_is_refused_and_stays_readable(body: dict[str, Any], path: str):
+    with pytest.raises(SpecError, match="give") as refused:
+        planned(body)
+    assert ".".join(map(str, refused.value.path)) == path
+
+
 class TestResolved:
     """A job's dump with the defaults of its dataset asks for the same stages when it is posted again."""
 
