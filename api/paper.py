@@ -139,7 +139,7 @@ def reply(
         columns=list(table.columns),
         cells=[[_cell(table, found, row, column) for column in table.columns] for row in table.rows],
         origins=[OriginReply(environment=origin.environment, evaluations=origin.evaluations) for origin in origins],
-        cautions=protocol.of_models({name: model.train for name, model in standing.models.items()}),
+        cautions=protocol.of_models((name, model.train) for name, model in standing.models.items()),
     )
 
 

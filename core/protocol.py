@@ -10,6 +10,7 @@ from typing import Any
 
 from core.datasets import DATASETS
 from core.datasets.base import Dataset
+from core.defenses.e2sad import E2SAD
 from core.figures.base import Figure
 from core.jobs import TrainingRequest
 from core.plan import Plan
@@ -17,31 +18,27 @@ from core.resolve import filled, resolve_training
 from core.stages.draw import Draw
 from core.stages.train import Train
 
-RESTARTS = 10
-"""Runs of an attack that takes the worst of several."""
-
 
 @dataclass(frozen=True)
 class Asked:
     """What a job, or the cells of a table, asked for."""
 
     dataset: str
-    models: Mapping[str, Train]
-    """Label -> a model of it, of any seed."""
+    models: Sequence[tuple[str, Train]]
+    """Each recipe's label and a model of it, of any seed; two recipes may have one label."""
     images: int | None = None
     """Test images of each evaluation, None where nothing is evaluated."""
-    attacks: Sequence[Mapping[str, Any]] = ()
     figures: Sequence[Figure] = field(default_factory=list[Figure])
 
 
 def of_plan(planned: Plan) -> Asked:
     """Return what a plan asks for."""
-    models = {model.label: model.train for model in reversed([*planned.targets, *planned.substitutes])}
-    seen = [(stage.images, stage.evaluation.attack) for stage in planned.ordered if stage.evaluation]
-    attacks = {attack.identity(): attack.model_dump(mode="json") for _, attack in seen}
+    models: dict[str, tuple[str, Train]] = {}
+    for model in [*planned.targets, *planned.substitutes]:
+        models.setdefault(model.train.recipe, (model.label, model.train))
+    images = max((stage.images for stage in planned.ordered if stage.evaluation), default=None)
     figures = [stage.spec.figure for stage in planned.ordered if isinstance(stage.spec, Draw)]
-    images = max((images for images, _ in seen), default=None)
-    return Asked(planned.dataset, dict(reversed(models.items())), images, list(attacks.values()), figures)
+    return Asked(planned.dataset, list(models.values()), images, figures)
 
 
 def protocol_of(dataset: str) -> Dataset:
@@ -58,12 +55,24 @@ def cautions(asked: Asked) -> list[str]:
 
 def beside(asked: Asked) -> list[str]:
     """Return the cautions of a table, whose scope has the note on its images already."""
-    return [*of_models(asked.models), *(f"not the paper's protocol: {line}" for line in reductions(asked))]
+    return [
+        *of_models(asked.models),
+        *_of_paths(asked.figures),
+        *(f"not the paper's protocol: {line}" for line in reductions(asked)),
+    ]
 
 
-def of_models(models: Mapping[str, Train]) -> list[str]:
+def of_models(models: Iterable[tuple[str, Train]]) -> list[str]:
     """Return what is known against believing models trained so."""
-    return [f"{name}: {train.defense.caution}" for name, train in models.items() if train.defense.caution]
+    return [f"{name}: {train.defense.caution}" for name, train in models if train.defense.caution]
+
+
+def _of_paths(figures: Iterable[Figure]) -> Iterable[str]:
+    """Return what is known against believing figures of e2SAD's steps that name steps of their own."""
+    for figure in figures:
+        path: E2SAD | None = getattr(figure, "path", None)
+        if path and path.ill_conditioned:
+            yield f"{figure.kind}: {path.ill_conditioned}"
 
 
 def reductions(asked: Asked) -> list[str]:
@@ -73,18 +82,21 @@ def reductions(asked: Asked) -> list[str]:
     if ours != theirs:
         lines.append(f"dataset: {ours.title}, {ours.train_size:,} training images, instead of {theirs.title}")
     lines += _changed(asked.models, theirs)
-    restarts = sorted({attack.get("restarts", 1) for attack in asked.attacks} & set(range(2, RESTARTS)))
-    lines += [f"restarts of an attack: {number} instead of {RESTARTS}" for number in restarts]
     if asked.images is not None and asked.images < theirs.test_size:
-        lines.append(f"test images: the first {asked.images:,} instead of {theirs.test_size:,}")
+        lines.append(f"test images: {_first(asked.images, ours)} instead of {theirs.test_size:,}")
     return [*lines, *dict.fromkeys(line for figure in asked.figures for line in _of_figure(figure, ours, theirs))]
 
 
-def _changed(models: Mapping[str, Train], theirs: Dataset) -> Iterable[str]:
+def _first(images: int, ours: Dataset) -> str:
+    """Return how many images: "the first 300", or "2,000" where they are all that the dataset has."""
+    return f"{images:,}" if images == ours.test_size else f"the first {images:,}"
+
+
+def _changed(models: Sequence[tuple[str, Train]], theirs: Dataset) -> Iterable[str]:
     """Return each change of schedule, network or steps with the models that have it."""
     schedule = resolve_training(TrainingRequest(), theirs).model_dump(mode="json")
     changes: dict[str, list[str]] = {}
-    for name, train in models.items():
+    for name, train in models:
         for change in _changes(train, schedule, theirs):
             changes.setdefault(change, []).append(name)
     for change, names in changes.items():
@@ -99,7 +111,8 @@ def _changes(train: Train, schedule: Mapping[str, Any], theirs: Dataset) -> Iter
     if steps is not None and usual is not None and steps < usual:
         yield f"training steps: {steps} instead of {usual}"
     if train.network.kind != theirs.network or train.network.differences():
-        yield f"network: {train.network.kind} {train.network.differences() or ''}".strip()
+        fields = [f"{name}={value}" for name, value in train.network.differences().items()]
+        yield " ".join(["network:", train.network.kind, *fields])
 
 
 def _of_figure(figure: Figure, ours: Dataset, theirs: Dataset) -> Iterable[str]:
@@ -111,4 +124,4 @@ def _of_figure(figure: Figure, ours: Dataset, theirs: Dataset) -> Iterable[str]:
         images = getattr(figure, "limit", None) or ours.test_size
         whole = usual["limit"].default or theirs.test_size
         if images < whole:
-            yield f"{figure.kind}: the first {images:,} test images instead of {whole:,}"
+            yield f"{figure.kind}: {_first(images, ours)} test images instead of {whole:,}"

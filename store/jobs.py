@@ -311,17 +311,10 @@ _STAGES_OF = (
     .order_by(JobStage.position)
 )
 _STAGES_WITHOUT_SPECS_OF = _STAGES_OF.options(defer(Stage.spec, raiseload=True))
-_ATTACKS = (
-    select(func.min(JOB_STAGES.c.position))
-    .join(EVALUATIONS, EVALUATIONS.c.stage_id == JOB_STAGES.c.stage_id)
-    .where(JOB_STAGES.c.job_id == bindparam("job"))
-    .group_by(EVALUATIONS.c.attack_id)
-)
-_ATTACKS_OF = (
-    select(EVALUATIONS.c.attack, EVALUATIONS.c.image_limit)
+_IMAGES_OF = (
+    select(func.max(EVALUATIONS.c.image_limit))
     .join(JOB_STAGES, JOB_STAGES.c.stage_id == EVALUATIONS.c.stage_id)
-    .where(JOB_STAGES.c.job_id == bindparam("job"), JOB_STAGES.c.position.in_(_ATTACKS))
-    .order_by(JOB_STAGES.c.position)
+    .where(JOB_STAGES.c.job_id == bindparam("job"))
 )
 _SPECS = select(STAGES.c.id, STAGES.c.spec).where(STAGES.c.id.in_(_IDS))
 _MODELS_OF = (
@@ -367,10 +360,9 @@ def specs(session: Session, stage_ids: Sequence[int]) -> list[dict[str, Any]]:
     return [found[stage_id] for stage_id in stage_ids]
 
 
-def attacks_of(session: Session, job_id: int) -> list[tuple[dict[str, Any], int]]:
-    """Return every attack of a job's evaluations, with the test images of the first; clean images are none."""
-    rows = session.execute(_ATTACKS_OF, {"job": job_id})
-    return [(row.attack, row.image_limit) for row in rows]
+def images_of(session: Session, job_id: int) -> int | None:
+    """Return how many test images a job's evaluations look at; None where it has none."""
+    return session.scalar(_IMAGES_OF, {"job": job_id})
 
 
 _UNFINISHED_PARENTS = (

@@ -32,14 +32,15 @@ def asked_of(
 
 def _asked_of(session: Session, job_id: int, rows: Sequence[Stage], models: Sequence[Mapping[str, Any]]) -> Asked:
     own = {row.key for row in rows}
-    labels = {model["label"]: model["spec"] for model in reversed(models) if model["key"] in own}
-    evaluated = jobs.attacks_of(session, job_id) if any(row.kind == "evaluate" for row in rows) else []
+    recipes: dict[str, tuple[str, Train]] = {}
+    for model in models:
+        if model["key"] in own and model["recipe"] not in recipes:
+            recipes[model["recipe"]] = model["label"], _train(json.dumps(model["spec"]))
     drawn = [row.id for row in rows if row.kind == "draw"]
     return Asked(
         rows[0].dataset,
-        {label: _train(json.dumps(spec)) for label, spec in reversed(labels.items())},
-        max((images for _, images in evaluated), default=None),
-        [attack for attack, _ in evaluated if attack["kind"] != "none"],
+        list(recipes.values()),
+        jobs.images_of(session, job_id) if any(row.kind == "evaluate" for row in rows) else None,
         [_figure.validate_python(spec["figure"]) for spec in jobs.specs(session, drawn)] if drawn else [],
     )
 
@@ -54,13 +55,12 @@ def asked_of_matrix(session: Session, found: Matrix) -> Asked | None:
     """Return what the cells of a matrix asked for; None where it has none, or this code cannot read them any more."""
     if found.scope is None or found.scope.dataset not in DATASETS:
         return None
-    axes = [*found.columns, *found.rows]
-    names = {axis.recipe: axis.label for axis in reversed(axes) if axis.recipe}
+    names = {axis.recipe: axis.label for axis in reversed([*found.columns, *found.rows]) if axis.recipe}
     first = select(func.min(Stage.id)).where(Stage.recipe.in_(list(names))).group_by(Stage.recipe)
     rows = session.execute(select(Stage.recipe, Stage.spec).where(Stage.id.in_(first)))
     try:
         trains = {str(recipe): _train(json.dumps(spec)) for recipe, spec in rows}
     except ValidationError:
         return None
-    models = {label: trains[recipe] for recipe, label in reversed(names.items()) if recipe in trains}
-    return Asked(found.scope.dataset, models, found.scope.image_limit, [axis.attack for axis in axes if axis.attack])
+    models = [(label, trains[recipe]) for recipe, label in reversed(names.items()) if recipe in trains]
+    return Asked(found.scope.dataset, models, found.scope.image_limit)

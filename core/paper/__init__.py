@@ -246,7 +246,7 @@ def _standing(number: int, source: Source, executed: str) -> Standing:
     recipes = {model.train.recipe for model in planned.substitutes}
     images = next(stage.images for stage in planned.ordered if stage.images)
     differences = protocol.reductions(
-        protocol.Asked(planned.dataset, {name: model.train for name, model in models.items()}, images)
+        protocol.Asked(planned.dataset, [(name, model.train) for name, model in models.items()], images)
     )
     return Standing(
         source,

@@ -123,7 +123,7 @@ def test_every_reading_of_svhns_normalisation_stands_beside_table_3() -> None:
         assert set(found.models) == set(MODELS["svhn"])
         assert {row for row, _ in found.attacks} == set(ATTACKS["svhn"])
     assert pixel.reductions == ()
-    assert image.reductions == ("network: svhn_cnn {'input': 'per-image'} (all models)",)
+    assert image.reductions == ("network: svhn_cnn input=per-image (all models)",)
     assert [line.partition(":")[0] for line in network.reductions] == ["radii"]
     attack = network.attacks["FGSM 24/255", "label"]
     assert attack.model_dump(mode="json")["eps"] == "12/255"

@@ -12,7 +12,7 @@ from core.errors import SpecError
 from core.execution import Execution
 from core.jobs import AnyJob, BenchmarkJob, FigureJob
 from core.plan import Plan, plan
-from core.protocol import of_plan, reductions
+from core.protocol import cautions, of_plan, reductions
 from core.suites import expand_suite, inherited, suites
 
 _job: TypeAdapter[Any] = TypeAdapter(AnyJob)
@@ -75,7 +75,7 @@ SHORTENED = [f"{name}-{size}" for name in PAPER for size in ("small", "tiny")]
 
 
 def cells(name: str) -> list[Any]:
-    """Return what a suite's tables show, apart from what its reductions say: IFGSM training's steps, PGD's restarts."""
+    """Return what a suite's tables show, apart from how they are shortened: IFGSM training's steps, PGD's restarts."""
     spec = expand_suite({"suite": name})
     defenses = [(entry["name"], {**entry["defense"], "steps": None}) for entry in spec["defenses"]]
     attacks = [{**attack, "restarts": "restarts" in attack} for attack in spec["attacks"]]
@@ -93,7 +93,7 @@ def test_a_twin_has_the_cells_of_the_papers_suite_and_says_how_it_is_shortened(n
     assert f"the first {short['limit']} instead of" in said
     steps = {entry["defense"].get("steps") for entry in short["defenses"]} - {None}
     assert all(f"training steps: {number} instead of" in said for number in steps)
-    assert ("restarts" in said) == (short["attacks"] != long["attacks"])
+    assert "restarts" not in said, "the paper has none: the tables name those of an attack"
     assert (short["dataset"] != long["dataset"]) == ("dataset: " in said)
     assert reductions(of_plan(planned({"suite": paper}))) == []
 
@@ -119,8 +119,33 @@ def test_reductions_follow_the_request_and_not_the_name():
     ]  # fmt: skip
     whole = {"training": {"iterations": 30_000, "batch_size": 256}, "limit": None}
     assert reductions(of_plan(planned({"suite": "second-step-small", **whole}))) == []
+    mini = {"dataset": "mnist-mini", "training": {"iterations": 30_000}}
+    assert reductions(of_plan(planned({"suite": "second-step", **mini})))[1:] == [
+        "test images: 2,000 instead of 10,000"
+    ]
+    figure = {"suite": "figures", **mini, "figures": [{"kind": "accuracy"}]}
+    assert reductions(of_plan(planned(figure)))[1:] == ["accuracy: 2,000 test images instead of 10,000"]
+    seen = reductions(of_plan(planned({"suite": "e2sad-svhn", "network": {"kind": "svhn_cnn", "input": "per-image"}})))
+    assert seen == ["network: svhn_cnn input=per-image (all models)"]
     one = planned({"suite": "e2sad-mnist", "network": {"kind": "mnist_cnn"}, "training": {"lr": 0.01}})
     assert reductions(of_plan(one)) == ["lr: 0.01 instead of 0.001 (all models)"]
+
+
+def test_models_of_one_name_have_cautions_of_their_own():
+    literal = {"kind": "e2sad", "second_step": "literal"}
+    shortened = {"name": "A", "defense": literal, "training": {"iterations": 10}}
+    defenses = [{"name": "A", "defense": {"kind": "natural"}}]
+    found = cautions(of_plan(planned({"suite": "e2sad-mnist", "defenses": defenses, "substitutes": [shortened]})))
+    assert found[0].startswith("A: ill-conditioned")
+    assert found[1:] == ["not the paper's protocol: iterations: 10 instead of 30000 (A)"]
+
+
+@pytest.mark.parametrize("kind", ["path", "samples"])
+def test_a_figures_own_steps_have_their_caution(kind: str):
+    for steps, said in (({"second_step": "literal", "dissimilarity_weight": 0}, True), ({}, False)):
+        figure = {"kind": kind, "models": ["Natural H"], "path": {"kind": "e2sad", **steps}}
+        found = cautions(of_plan(planned({"suite": "figures", "figures": [figure]})))
+        assert [line.startswith(f"{kind}: ill-conditioned") for line in found] == [True] * said
 
 
 def test_a_plain_object_is_overridden_field_by_field():
