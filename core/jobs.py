@@ -22,6 +22,7 @@ from pydantic import (
 from core.attacks import AnyAttack
 from core.datasets import DATASETS
 from core.defenses import AnyDefense
+from core.errors import SpecError
 from core.fields import Count, Number, Seed, Share
 from core.figures import AnyFigure
 from core.kinds import Spec, known_name, names_of
@@ -91,12 +92,17 @@ class TrainingRequest(Spec):
         return self
 
     def over(self, other: "TrainingRequest") -> "TrainingRequest":
-        """Return this request with its gaps filled from `other`; a length given here hides both of `other`'s."""
+        """Return this request with its gaps filled from `other`.
+
+        A length given here hides both of `other`'s, an optimiser without momentum its momentum.
+        """
         mine = self.model_dump(exclude_none=True)
         theirs = other.model_dump(exclude_none=True)
         if "iterations" in mine or "epochs" in mine:
             theirs.pop("iterations", None)
             theirs.pop("epochs", None)
+        if mine.get("optimiser", "sgd") != "sgd":
+            theirs.pop("momentum", None)
         return TrainingRequest(**{**theirs, **mine})
 
 
@@ -269,6 +275,22 @@ class EvaluateJob(Job):
     same or independent where every pair is of that sort, else all."""
     limit: Count | None = None
     """Only the first `limit` test images; left out, all."""
+
+
+OF_SUBSTITUTES = ("transfer", "pairing", "substitute_seeds")
+"""What is said of substitutes, and means nothing where there are none."""
+
+
+def require_no_idle(job: Job) -> None:
+    """Return where every field that a new job gives means something; stored ones may give more.
+
+    Raises:
+        SpecError: names the first that does not.
+    """
+    if isinstance(job, BenchmarkJob | EvaluateJob) and job.substitutes is not None and not job.substitutes:
+        idle = next((name for name in OF_SUBSTITUTES if getattr(job, name, None) is not None), None)
+        if idle:
+            raise SpecError(f"{idle} means nothing without substitutes: leave it out, or give substitutes", (idle,))
 
 
 OF_TRAININGS = ("dataset", "network", "training", "seeds")

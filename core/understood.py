@@ -10,6 +10,7 @@ from core.datasets import DATASETS
 from core.datasets.base import Dataset
 from core.errors import SpecError
 from core.jobs import (
+    OF_SUBSTITUTES,
     BenchmarkJob,
     EvaluateJob,
     FigureJob,
@@ -46,7 +47,9 @@ def understood(job: Job, planned: Plan) -> Job:
         update["models"] = _models(whole.models, planned.targets)
     if isinstance(whole, BenchmarkJob | EvaluateJob):
         update["attacks"] = whole.attacks or [_attack.validate_python(found) for found in dataset.panel]
-        update["transfer"] = whole.transfer or [_attack.validate_python(dataset.transfer)]
+        none = dict.fromkeys(name for name in OF_SUBSTITUTES if name in type(whole).model_fields)
+        transfer = whole.transfer or [_attack.validate_python(dataset.transfer)]
+        update |= {"transfer": transfer} if planned.substitutes else none
         update["limit"] = whole.limit or dataset.test_size
     return whole.model_copy(update=update)
 

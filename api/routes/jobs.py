@@ -32,7 +32,7 @@ from core import protocol
 from core.canonical import digest
 from core.errors import SpecError
 from core.execution import Execution
-from core.jobs import AnyJob, Job
+from core.jobs import AnyJob, Job, require_no_idle
 from core.plan import Plan, plan
 from core.suites import expand_suite, inherited, suites
 from core.understood import understood
@@ -249,7 +249,9 @@ def parse_job(body: Any) -> tuple[str | None, Job]:
     try:
         if "suite" in request:
             suite, request = str(request["suite"])[:100], expand_suite(request)
-        return suite, _job.validate_python(request)
+        job = _job.validate_python(request)
+        require_no_idle(job)
+        return suite, job
     except ValidationError as error:
         raise of_validation(error.errors(), request) from None
     except SpecError as error:

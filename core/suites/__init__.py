@@ -8,6 +8,7 @@ from typing import Any, cast
 import yaml
 
 from core.errors import SpecError
+from core.jobs import OF_SUBSTITUTES
 
 ABOUT = "description"
 """What a suite's file says of itself, beside the job's fields."""
@@ -47,6 +48,8 @@ def expand_suite(request: dict[str, Any]) -> dict[str, Any]:
         raise SpecError(f"the suite {name} is of kind {spec['kind']}; give a suite or a kind, not both", ("kind",))
     overrides = {key: value for key, value in request.items() if key != "suite"}
     hidden = {field for key in overrides for field in EITHER.get(key, ())}
+    if overrides.get("substitutes") == []:
+        hidden.update(OF_SUBSTITUTES)
     kept = {key: value for key, value in spec.items() if key not in hidden}
     return {"name": name, **kept, **{key: _over(value, kept.get(key)) for key, value in overrides.items()}}
 

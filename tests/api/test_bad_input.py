@@ -173,6 +173,12 @@ TABLE: dict[str, tuple[Any, str, str, list[str] | None]] = {
     # lists
     "no defenses": ({"defenses": []}, "defenses", "at least 1 item", None),
     "no attacks": ({**ONE, "attacks": []}, "attacks", "at least 1 item", None),
+    **{
+        f"{name} without substitutes": ({**ONE, "substitutes": [], name: value}, name, "leave it out", None)
+        for name, value in {"transfer": [{"kind": "fgsm"}], "pairing": "same", "substitute_seeds": [1]}.items()
+    },
+    "pairing of targets alone": ({"kind": "evaluate", "targets": [{"defense": NATURAL}], "pairing": "all"}, "pairing",
+                                 "leave it out", None),
     "no transfer": ({**ONE, "transfer": []}, "transfer", "at least 1 item", None),
     "no seeds": ({**ONE, "seeds": []}, "seeds", "at least 1 item", None),
     "no targets": (targets(), "targets", "at least 1 item", None),

@@ -152,7 +152,7 @@ class TestMissing:
         assert r"clean & -- (1) \\" in house.client.get(WHITEBOX, params={"format": "latex"}).text
 
     def test_a_failed_stage_gives_its_cause(self, house: House):
-        house.post({**LITTLE, "substitutes": []})
+        house.post({**LITTLE, "substitutes": [], "transfer": None})
         database = house.service.database
         factories.succeed(database, factories.claim(database))
         factories.fail(database, factories.claim(database), message="out of memory")
