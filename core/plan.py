@@ -115,14 +115,18 @@ class Plan:
         key = spec.identity()
         depth = 1 + max((self.stages[parent].depth for parent in spec.parents() if parent in self.stages), default=-1)
         self.stages.setdefault(key, PlannedStage(spec, key, title, flop, self.dataset, depth, images, **more))
-        if len(self.stages) > MAX_STAGES:
-            raise SpecError(f"this job needs more than {MAX_STAGES} stages; split it")
+        _require_few(len(self.stages))
         return key
 
     @property
     def ordered(self) -> list[PlannedStage]:
         """The stages by depth, then by the order they were asked for."""
         return sorted(self.stages.values(), key=lambda stage: stage.depth)
+
+
+def _require_few(stages: int, path: Path = ()) -> None:
+    if stages > MAX_STAGES:
+        raise SpecError(f"this job needs more than {MAX_STAGES} stages; split it", path)
 
 
 def plan(job: Job, execution: Execution, models: Models) -> Plan:
@@ -160,8 +164,17 @@ def _pairs(pairing: str, target: Model, substitute: Model) -> bool:
 
 def _sorts(targets: Sequence[Model], substitutes: Sequence[Model]) -> set[str]:
     """Return which pairs of different models there are: of the same seed, of independent ones."""
-    pairs = [(target, substitute) for target in targets for substitute in substitutes if target.key != substitute.key]
-    return {sort for sort in ("same", "independent") if any(_pairs(sort, *pair) for pair in pairs)}
+    shown, owned = _by_seed(targets), _by_seed(substitutes)
+    here = {seed: {model.key for model in (*shown[seed], *owned[seed])} for seed in shown.keys() & owned.keys()}
+    same = {"same"} if any(len(keys) > 1 for keys in here.values()) else set[str]()
+    return same | ({"independent"} if shown and owned and len(shown.keys() | owned.keys()) > 1 else set())
+
+
+def _by_seed(models: Sequence[Model]) -> dict[int, list[Model]]:
+    found: dict[int, list[Model]] = {}
+    for model in models:
+        found.setdefault(model.train.seed, []).append(model)
+    return found
 
 
 def _usual_pairing(job: BenchmarkJob, targets: Sequence[Model], substitutes: Sequence[Model]) -> str:
@@ -189,11 +202,33 @@ def _targets(
     def at(i: int) -> Path:
         return ("defenses", i) if job.defense is None else ("defense",)
 
-    return [
-        Model(_train(entry, job, dataset, seed, execution, at(i)), label)
+    _require_few(len(entries) * len(job.seeds) * _stages_of_target(job, dataset), ("seeds",))
+    models = [
+        [Model(train, label) for train in _trains(entry, job, dataset, job.seeds, execution, at(i))]
         for i, (entry, label) in enumerate(zip(entries, labels, strict=True))
-        for seed in job.seeds
     ]
+    _require_distinct([group[0] for group in models], "defenses", "training")
+    return [model for group in models for model in group]
+
+
+def _stages_of_target(job: TrainingJob, dataset: Dataset) -> int:
+    """Return how many stages each target needs by itself: keys of thousands take a while, too many none at all."""
+    if not isinstance(job, BenchmarkJob):
+        return 1
+    attacks = _attacks(job.attacks, [*dataset.panel], dataset, "attacks")
+    return 2 + 2 * sum(attack.kind != "none" for attack in attacks)
+
+
+def _require_distinct(models: Sequence[Model], role: str, what: str) -> None:
+    """Return where no two entries are one model: of two columns with the same cells only one would be kept.
+
+    Raises:
+        SpecError: names the first entry that an earlier one has said.
+    """
+    first: dict[str, int] = {}
+    for i, model in enumerate(models):
+        if (earlier := first.setdefault(model.key, i)) != i:
+            raise SpecError(f"{role} {earlier} and {i} are the same {what}: leave one out", (role, i))
 
 
 def _default_network(dataset: Dataset) -> Network:
@@ -221,20 +256,25 @@ def _network(chosen: Network | None, dataset: Dataset, path: Path) -> Network:
     return network
 
 
-def _train(
+def _trains(
     entry: NamedDefense,
     job: TrainingJob,
     dataset: Dataset,
-    seed: int,
+    seeds: Sequence[int],
     execution: Execution,
     path: Path,
-) -> Train:
+) -> list[Train]:
+    """Return the trainings of the entry at `path`, one per seed."""
     request = entry.training.over(job.training)
 
     def where(field: str) -> Path:
         return (*(() if getattr(entry.training, field) is None else path), "training", field)
 
-    training = resolve_training(request, dataset, where)
+    try:
+        training = resolve_training(request, dataset, where)
+    except SpecError as error:  # often of the job's own schedule, which may fit the other entries
+        of = "substitute" if path[0] == "substitutes" else "defense"
+        raise SpecError(f"{of} {entry.name or entry.defense.label()}: {error}", error.path) from None
     network = _network(job.network, dataset, ())
     defense = resolved_defense(entry.defense, request, dataset)
     at = _of_defense(entry, path)
@@ -244,7 +284,8 @@ def _train(
         said = f"label_smoothing {defense.label_smoothing} leaves no class likelier than the others: give less than"
         own = "label_smoothing" in entry.defense.model_fields_set
         raise SpecError(f"{said} {most:.3g}", (*at, "label_smoothing") if own else where("label_smoothing"))
-    return _train_stage(defense, training, network, dataset, seed, execution)
+    first = _train_stage(defense, training, network, dataset, seeds[0], execution)
+    return [first.model_copy(update={"seed": seed}) for seed in seeds]
 
 
 def _of_defense(entry: NamedDefense, path: Path) -> Path:
@@ -287,13 +328,15 @@ def _substitutes(
     else:
         entries = [_named_substitute(entry, i, own) for i, entry in enumerate(job.substitutes)]
         seeds = job.substitute_seeds or job.seeds
-    models: dict[str, Model] = {}
+    of_each = 2 + 2 * len(job.transfer or [dataset.transfer])  # trained, shown clean images, attacked, shown the attack
+    _require_few(len(entries) * len(seeds) * of_each, ("substitute_seeds" if job.substitute_seeds else "seeds",))
+    models: list[list[Model]] = []
     for i, entry in enumerate(entries):
         label = next((name for name, mine in own.items() if mine is entry), entry.name)
-        for seed in seeds:
-            train = _train(entry, job, dataset, seed, execution, ("substitutes", i))
-            models.setdefault(train.identity(), Model(train, label or train.defense.label()))
-    return list(models.values())
+        trains = _trains(entry, job, dataset, seeds, execution, ("substitutes", i))
+        models.append([Model(train, label or train.defense.label()) for train in trains])
+    _require_distinct([group[0] for group in models], "substitutes", "training")
+    return [model for group in models for model in group]
 
 
 def _attacker_seeds(seeds: list[int]) -> list[int]:
@@ -310,7 +353,8 @@ def _named_substitute(entry: NamedDefense | str, i: int, own: dict[str, NamedDef
     if isinstance(entry, NamedDefense):
         return entry
     if entry not in own:
-        raise SpecError(f"no defense of this job is called {entry!r}", ("substitutes", i), list(own))
+        said = f"no defense of this job is called {entry!r}: give substitutes that are, or an empty list"
+        raise SpecError(said, ("substitutes", i), list(own))
     return own[entry]
 
 
@@ -342,11 +386,13 @@ def _attack_all(result: Plan, job: BenchmarkJob | EvaluateJob, dataset: Dataset,
         show(target, None, clean)
         for attack in panel:
             show(target, None if attack.kind == "none" else target, attack)
+    by_seed = _by_seed(result.targets)
     for substitute in result.substitutes:
         show(substitute, None, clean)
+        met = by_seed.get(substitute.train.seed, []) if result.pairing == "same" else result.targets
         for attack in transfer:
             show(substitute, substitute, attack)
-            for target in result.targets:
+            for target in met:
                 if _pairs(result.pairing, target, substitute) or target.key == substitute.key:
                     show(target, substitute, attack)
 
@@ -375,8 +421,9 @@ def _plan_evaluation(job: EvaluateJob, execution: Execution, models: Models) -> 
     targets = [_existing(entry, ("targets", i), execution, models) for i, entry in enumerate(job.targets)]
     substitutes = [_existing(entry, ("substitutes", i), execution, models) for i, entry in enumerate(job.substitutes)]
     dataset = targets[0].train.dataset
-    _require_one_dataset(dataset, "targets", targets, "target")
-    _require_one_dataset(dataset, "substitutes", substitutes, "target")
+    for role, named in (("targets", targets), ("substitutes", substitutes)):
+        _require_one_dataset(dataset, role, named, "target")
+        _require_distinct(named, role, "model")
     sorts = _sorts(targets, substitutes)
     _require_pairs(job.pairing, targets, substitutes)
     pairing = job.pairing or ("all" if len(sorts) > 1 else next(iter(sorts), "same"))
@@ -406,7 +453,9 @@ def _existing_models(job: FigureJob, execution: Execution, models: Models) -> li
     ignored = next((name for name in OF_TRAININGS if job.models and name in job.model_fields_set), None)
     if ignored:
         raise SpecError(f"models that exist have a {ignored} of their own: leave this out", (ignored,))
-    return [_existing(entry, ("models", i), execution, models) for i, entry in enumerate(job.models or [])]
+    found = [_existing(entry, ("models", i), execution, models) for i, entry in enumerate(job.models or [])]
+    _require_distinct(found, "models", "model")
+    return found
 
 
 def _require_one_dataset(dataset: str, role: str, models: Sequence[Model], first: str) -> None:

@@ -46,10 +46,12 @@ def _named(models: Sequence[Model]) -> dict[str, Model]:
 def _chosen(figure: Figure, named: dict[str, Model], i: int) -> dict[str, Model]:
     wanted = figure.models or list(named)
     for position, label in enumerate(wanted):
+        path = ("figures", i, "models", position)
         if label not in named:
-            raise SpecError(
-                f"no model of this job is called {label!r}", ("figures", i, "models", position), list(named)
-            )
+            said = f"no model of this job is called {label!r}: give figures whose models are"
+            raise SpecError(said, path, list(named))
+        if label in wanted[:position]:
+            raise SpecError(f"{label!r} is named twice: leave one out", path)
     if len(wanted) > MAX_MODELS:
         raise SpecError(f"a figure shows at most {MAX_MODELS} models; name some", ("figures", i, "models"), list(named))
     return {label: named[label] for label in wanted}

@@ -21,7 +21,7 @@ from core.figures import FIGURES
 from core.jobs import AnyJob, Job
 from core.kinds import Kind, Spec
 from core.networks import NETWORKS
-from core.plan import ATTACKER_SEED, Plan, plan
+from core.plan import ATTACKER_SEED, Model, Plan, _sorts, plan
 from core.resolve import filled, resolved
 from core.stages import STAGES
 from core.stages.craft import Craft
@@ -214,6 +214,30 @@ class TestDefaults:
         assert (long.training.iterations, long.training.batch_size, long.training.lr) == (900, 64, 0.01)
         assert (short.defense.label_smoothing, long.defense.label_smoothing) == (0, 0.5)
 
+    def test_an_optimiser_of_its_own_takes_no_momentum_over(self):
+        body = {"kind": "train", "training": {"iterations": 9, "optimiser": "sgd", "momentum": 0.5},
+                "defenses": [{"kind": "natural"}, {**BARE, "training": {"optimiser": "adam"}},
+                             {**BARE, "name": "sgd", "training": {"optimiser": "sgd"}}]}  # fmt: skip
+        found = [(train.training.optimiser, train.training.momentum) for train in trains(planned(body))]
+        assert found == [("sgd", 0.5), ("adam", 0.9), ("sgd", 0.5)], "0.9 is the default, which adam has no use for"
+
+    @pytest.mark.parametrize(
+        ("body", "whose", "path"),
+        [
+            ({"training": {"momentum": 0.5}, "defenses": [{**BARE, "name": "x", "training": {"optimiser": "sgd"}}]},
+             "substitute natural H", "training.momentum"),
+            ({"training": {"epochs": 900_000}, "defenses": [{**BARE, "name": "x", "training": {"batch_size": 1}}]},
+             "defense x", "training.epochs"),
+            ({"defenses": [{"kind": "natural"}, {**BARE, "training": {"momentum": 0.5}}]},
+             "defense e2sad S", "defenses.1.training.momentum"),
+        ],
+        ids=["default substitute", "the job's", "its own"],
+    )  # fmt: skip
+    def test_a_schedule_that_cannot_be_says_whose_it_is(self, body: dict[str, Any], whose: str, path: str):
+        with pytest.raises(SpecError, match=f"^{whose}: ") as refused:
+            planned(body)
+        assert ".".join(map(str, refused.value.path)) == path
+
     def test_a_limit_beyond_the_test_set_is_the_test_set(self):
         whole, beyond = (planned({**BARE, "limit": limit}) for limit in (10_000, 999_999))
         assert list(whole.stages) == list(beyond.stages) == list(planned(BARE).stages)
@@ -273,11 +297,75 @@ class TestResolved:
     def test_an_evaluation(self):
         known = only_train({"dataset": "svhn", "defense": {"kind": "e2sad"}})
         model = {"dataset": "svhn", "defense": {"kind": "e2sad"}}
-        body = {"kind": "evaluate", "targets": [model, {"key": known.identity(), "name": "again"}],
+        other = only_train({"dataset": "svhn", "defense": {"kind": "natural"}})
+        body = {"kind": "evaluate", "targets": [model, {"key": other.identity(), "name": "other"}],
                 "attacks": [{"kind": "fgsm"}]}  # fmt: skip
         dumped = resolved(_job.validate_python(body), "svhn").model_dump(mode="json", exclude_none=True)
         assert dumped["attacks"][0]["eps"] == dumped["targets"][0]["defense"]["eps1"] == "24/255"
-        assert list(planned(dumped, known).stages) == list(planned(body, known).stages)
+        assert list(planned(dumped, known, other).stages) == list(planned(body, known, other).stages)
+
+
+class TestTwice:
+    """What is asked for twice is refused: of two columns with the same cells one would be lost."""
+
+    @pytest.mark.parametrize(
+        ("body", "said", "path"),
+        [
+            ({"defenses": [{"kind": "natural"}, {**BARE, "name": "a"}, {"kind": "e2sad", "eps1": "3/10"}]},
+             "defenses 1 and 2 are the same training", ("defenses", 2)),
+            ({"defenses": [{"kind": "natural"}], "substitutes": ["natural H", {"kind": "natural"}]},
+             "substitutes 0 and 1 are the same training", ("substitutes", 1)),
+            ({**STRONG, "figures": [{"kind": "curves", "models": ["natural H", "natural H"]}]},
+             "'natural H' is named twice", ("figures", 0, "models", 1)),
+        ],
+        ids=["defenses", "substitutes", "models of a figure"],
+    )  # fmt: skip
+    def test_in_one_job(self, body: dict[str, Any], said: str, path: tuple[Any, ...]):
+        with pytest.raises(SpecError, match=f"{said}: leave one out") as refused:
+            planned(body)
+        assert refused.value.path == path
+
+    @pytest.mark.parametrize("role", ["targets", "substitutes", "models"])
+    def test_among_existing_models(self, role: str):
+        known = only_train(BARE)
+        twice = [{"key": known.identity()}, {**BARE, "name": "again"}]
+        body = {"kind": "figure", "figures": [{"kind": "curves"}]} if role == "models" else {"kind": "evaluate"}
+        targets = {"targets": twice[:1]} if role == "substitutes" else {}
+        with pytest.raises(SpecError, match=f"{role} 0 and 1 are the same model: leave one out") as refused:
+            planned({**body, **targets, role: twice}, known)
+        assert refused.value.path == (role, 1)
+
+
+class TestTooMuch:
+    """What needs more stages than a job may have is refused before its keys are computed."""
+
+    @pytest.mark.parametrize(
+        ("more", "path"),
+        [({}, "seeds"), ({"kind": "train"}, "seeds"),
+         ({"seeds": [0], "substitutes": ["D"], "substitute_seeds": list(range(100))}, "substitute_seeds")],
+        ids=["targets", "trainings", "substitutes"],
+    )  # fmt: skip
+    def test_by_the_number_of_seeds(self, more: dict[str, Any], path: str, monkeypatch):
+        monkeypatch.setattr("core.plan.MAX_STAGES", 99)
+        body = {"defenses": [{**BARE, "name": "D"}], "seeds": list(range(100)), **more}
+        identity, asked = Train.identity, list[Train]()
+        monkeypatch.setattr(Train, "identity", lambda train: asked.append(train) or identity(train))
+        with pytest.raises(SpecError, match="needs more than 99 stages; split it") as refused:
+            planned(body)
+        assert refused.value.path == (path,)
+        assert len(asked) <= 1
+
+    @pytest.mark.parametrize("seeds", [([0], [0]), ([0], [1]), ([0, 1], [1]), ([0, 1], [2, 3]), ([0], [])], ids=str)
+    @pytest.mark.parametrize("kinds", ["aa", "ab"])
+    def test_which_pairs_there_are_is_known_without_looking_at_each(self, seeds: tuple[list[int], ...], kinds: str):
+        specs = {"a": {"kind": "natural"}, "b": {"kind": "fgsm_adv"}}
+        targets, substitutes = (
+            [Model(only_train({"defense": specs[kind], "seeds": [seed]}), kind) for seed in group]
+            for kind, group in zip(kinds, seeds, strict=True)
+        )
+        pairs = [(t, s) for t in targets for s in substitutes if t.key != s.key]
+        expected = {"same" if t.train.seed == s.train.seed else "independent" for t, s in pairs}
+        assert _sorts(targets, substitutes) == expected
 
 
 class TestSubstitutes:

@@ -117,10 +117,10 @@ class TestExistingModels:
         assert refused.value.path == ("models", 1)
 
     def test_two_of_one_name_are_refused(self):
-        known = only_train({"dataset": "mnist-mini", "defense": {"kind": "natural"}})
-        models = [{"key": known.identity()}, {"key": known.identity()}]
+        known = [only_train({"dataset": "mnist-mini", "defense": {"kind": kind}}) for kind in ("natural", "e2sad")]
+        models = [{"key": train.identity(), "name": "a"} for train in known]
         with pytest.raises(SpecError, match="two models are called") as refused:
-            planned({"kind": "figure", "models": models, "figures": [SURFACES]}, known)
+            planned({"kind": "figure", "models": models, "figures": [SURFACES]}, *known)
         assert refused.value.path == ("models", 1, "name")
 
 
