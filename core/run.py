@@ -354,12 +354,16 @@ def main(argv: list[str] | None = None) -> int:
         missing = DATASETS[planned.dataset]().missing(options.data_dir)
         if missing:
             raise SpecError(f"{options.data_dir} lacks {missing[0]}: {DATASETS[planned.dataset]().remedy}")
+        _require_place(options.out)
         folder = Folder(options.folder or options.out.with_name(options.out.name + ".folder"))
         for earlier in options.resume:
             folder.take(earlier)
     except (GauntletError, ValidationError) as error:
         faults = error.errors() if isinstance(error, ValidationError) else []
-        said = "; ".join(f"{'.'.join(map(str, fault['loc'][1:]))}: {fault['msg']}" for fault in faults) or error
+        said = (
+            "; ".join(f"{'.'.join(map(str, fault['loc'][1:] or fault['loc']))}: {fault['msg']}" for fault in faults)
+            or error
+        )
         print(f"core.run: {said}", file=sys.stderr)
         return FAILED
     stages = ordered(planned)
@@ -370,6 +374,22 @@ def main(argv: list[str] | None = None) -> int:
         _write(options, contents, folder)
         print(f"\n{table(planned, contents.stages)}\n")
         print(f"{len(contents.stages)} of {len(stages)} stages, {time.monotonic() - began:.0f} s, in {options.out}")
+
+
+def _require_place(out: Path) -> None:
+    """Return where the file of results can be written in the end; its folder is made.
+
+    Raises:
+        SpecError: it cannot.
+    """
+    if out.is_dir():
+        raise SpecError(f"--out {out} is a folder; name a file in it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"--out {out}: its folder cannot be made: {error.strerror}") from None
+    if not os.access(out.parent, os.W_OK):
+        raise SpecError(f"--out {out}: its folder cannot be written")
 
 
 def _write(options: argparse.Namespace, contents: Manifest, folder: Folder) -> None:

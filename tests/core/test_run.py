@@ -432,3 +432,25 @@ ALTERATIONS: dict[str, Any] = {
 def test_the_manifest_is_read_as_it_was_written(out: Path):
     found = bundle.read(out).manifest
     assert Manifest.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [(["--out", "."], "--out . is a folder; name a file in it"),
+     (["--threads", "0"], "threads: Input should be greater"),
+     (["--out", "file/a.zip"], "--out file/a.zip: its folder cannot be made: ")],
+    ids=["folder", "threads", "file for a folder"],
+)  # fmt: skip
+def test_what_cannot_be_written_or_executed_is_refused_before_the_first_stage(
+    more: list[str], said: str, tmp_path: Path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert run_to(Path("a.zip"), "--folder", "kept", *more) == run.FAILED
+    assert capsys.readouterr().err.startswith(f"core.run: {said}")
+
+
+def test_the_files_folder_is_made(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_to(Path("new/sub/a.zip"), "--folder", "kept", "--budget-seconds", "0") == run.CUT_SHORT
+    assert Path("new/sub/a.zip").exists()
