@@ -1,14 +1,16 @@
 """CIFAR-10 re-encoded as JPEG, for machines that cannot have the official files.
 
-The copy is lossy (mean pixel RMSE 7.8 / 255), so its results are its own. Decoders may differ by a grey level, but
-one installation always decodes alike.
+The copy is lossy (mean pixel RMSE 7.8 / 255), so its results are its own. Decoders may differ by a grey level, so
+each version of Pillow has results of its own.
 """
 
 import io
 import itertools
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from core.canonical import digest
 from core.datasets.base import Data, Dataset, attack_panel, defaults_at, transfer_attack
 
 if TYPE_CHECKING:
@@ -35,6 +37,11 @@ class Cifar10Jpeg(Dataset):
     transfer: ClassVar = transfer_attack(panel)
     defaults: ClassVar = defaults_at("8/255", "8/765")  # the paper's 3 : 1
     default_epochs = 20
+
+    @property
+    def sha256(self) -> str:
+        """Return the sha256 of all that decides the pixels: file, reading, and version of the decoder."""
+        return digest({"file": super().sha256, "pillow": version("pillow")})
 
     def read(self, data_dir: Path) -> Data:
         """Return the decoded images; takes some ten seconds, for Pillow decodes one at a time."""

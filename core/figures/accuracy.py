@@ -34,10 +34,14 @@ class AccuracyFigure(Figure):
     """Only the first `limit` test images; left out, all."""
 
     def resolved(self, dataset: Dataset, fill: Callable[[Any], Any]) -> Self:
-        """Return the figure with the dataset's radii, in growing order, and its defaults of the attack."""
+        """Return the figure with the dataset's radii, in growing order, and its defaults of the attack.
+
+        The attack's own eps, which is not used, is the dataset's usual one, whatever was given: no key depends on it.
+        """
         usual = parse_pixels(dataset.epsilon)
         eps = sorted(set(self.eps)) if self.eps else [min(Fraction(1), usual * i / 6) for i in range(9)]
-        return self.model_copy(update={"eps": eps, "attack": fill(self.attack), "limit": within(self.limit, dataset)})
+        attack = fill(self.attack).model_copy(update={"eps": usual})
+        return self.model_copy(update={"eps": eps, "attack": attack, "limit": within(self.limit, dataset)})
 
     def part(self, train: Train, key: str, dataset: Dataset, execution: Execution) -> Stage:
         """Return the sweep over the radii."""

@@ -41,7 +41,7 @@ PUBLISHED = {name: kind for name, kind in DATASETS.items() if not issubclass(kin
 RANDOM = np.random.default_rng(0)
 GOLDEN = {
     "cifar10": "65af7bf854e7b489",
-    "cifar10-jpeg": "b0c82e4ee791f8c9",
+    "cifar10-jpeg": "278e981dab4cbe4c",
     "fashion-mnist": "2330c0a584a44439",
     "mnist": "4d67779b9ce6387b",
     "mnist-mini": "aad74649323c0505",
@@ -386,6 +386,11 @@ def jpeg(picture: np.ndarray) -> bytes:
 
 
 class TestCifar10Jpeg:
+    def test_another_decoder_is_another_content(self, monkeypatch: pytest.MonkeyPatch):
+        before = Cifar10Jpeg().sha256
+        monkeypatch.setattr("core.datasets.cifar10_jpeg.version", lambda package: f"{package} 99")
+        assert Cifar10Jpeg().sha256 != before
+
     def npz(self, folder: Path, **replaced: Any) -> Cifar10Jpeg:
         arrays: dict[str, Any] = {}
         for split, count in (("train", 4), ("test", 2)):

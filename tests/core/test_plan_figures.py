@@ -1,6 +1,7 @@
 """Figure jobs: what they plan, what they share, and what they refuse."""
 
 import json
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -69,6 +70,11 @@ class TestStages:
     def test_radii_are_sorted_and_counted_once(self):
         wanted = {"kind": "accuracy", "eps": ["0.3", 0, "3/10", 0.1]}
         assert [float(eps) for eps in specs(figures(wanted), "sweep")[0].eps] == [0, 0.1, 0.3]
+
+    def test_the_eps_of_a_swept_attack_is_part_of_no_key(self):
+        asked = [{"kind": "accuracy", "attack": {"kind": "fgsm", **eps}} for eps in ({}, {"eps": 0.1}, {"eps": 0})]
+        assert len({tuple(figures(wanted, dataset=name).stages) for wanted in asked for name in ["svhn"]}) == 1
+        assert specs(figures(asked[1], dataset="mnist"), "sweep")[0].attack.eps == Fraction(3, 10)
 
     def test_a_limit_beyond_the_test_set_is_the_test_set(self):
         assert set(figures({**SURFACES, "limit": 2_000}).stages) == set(figures(SURFACES).stages)
