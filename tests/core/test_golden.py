@@ -9,7 +9,7 @@ kind touches its file and its test alone. ``python -m tests.core.test_golden`` p
 import importlib
 import json
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -17,13 +17,15 @@ import torch
 from core.attacks import ATTACKS
 from core.defenses import DEFENSES
 from core.execution import Execution
-from core.kinds import Kind
+from core.kinds import Kind, Spec
 from core.networks import NETWORKS
 from core.random import normal, uniform
+from core.stages.train import Train
 from core.training import Training, train
 from tests.core.small import TinyNet, small, tiny_images, tiny_model, tiny_pixels
 
 FILE = Path(__file__).with_name("golden.json")
+SCHEDULE = Training(iterations=4, batch_size=8)
 EXACT = Execution(threads=1, precision="float64", layout="contiguous")
 
 
@@ -39,12 +41,15 @@ def of_attack(attack) -> dict[str, list[float]]:
     return {"adversarial": figures(attack(tiny_model(), images, labels, smoothing=0.25))}
 
 
-def of_defense(defense) -> dict[str, list[float]]:
+def of_defense(defense, schedule: Training = SCHEDULE) -> dict[str, list[float]]:
     pixels, labels = tiny_pixels(20)
-    schedule = Training(iterations=4, batch_size=8)
     trained = train(defense, TinyNet(), schedule, EXACT, recipe="golden", seed=0, images=pixels, labels=labels)
     last = [value for name, value in sorted(trained.curve[-1].items()) if name not in {"iteration", "accuracy"}]
     return {"losses": last} | {name: figures(weight) for name, weight in trained.weights.items()}
+
+
+def of_schedule(schedule) -> dict[str, list[float]]:
+    return of_defense(DEFENSES["natural"](), schedule)
 
 
 def of_network(network) -> dict[str, list[float]]:
@@ -52,20 +57,27 @@ def of_network(network) -> dict[str, list[float]]:
     return {"logits": figures(network.build(0).double()(images))}
 
 
-COMPUTE = {"attacks": of_attack, "defenses": of_defense, "networks": of_network}
+COMPUTE = {"attacks": of_attack, "defenses": of_defense, "networks": of_network, "schedules": of_schedule}
+NUMBERS: tuple[dict[str, Any], ...] = (
+    {"alpha": 0.0}, {"alpha": 1.0}, {"restarts": 2}, {"decay": 0.5}, {"power": 1}, {"dissimilarity_weight": 0.0},
+    {"second_step": "vat", "power_iterations": 2},
+)  # fmt: skip
+"""Numbers that lead a kind which has the fields down another branch than its defaults."""
+SCHEDULES = ({"weight_decay": 0.1}, {"optimiser": "sgd"}, {"optimiser": "sgd", "momentum": 0.5, "weight_decay": 0.1})
 
 
 def variants(cls: type[Kind]) -> list[Kind]:
-    """Return the kind with its defaults, and once more for every value of every field that names a choice."""
+    """Return the kind with its defaults, for every value of every field that names a choice, and with NUMBERS."""
     found = [small(cls)]
     for name, field in cls.model_fields.items():
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         choices = (True, False) if field.annotation is bool else choices
         found += [small(cls, **{name: choice}) for choice in choices if choice != field.default]
+    found += [small(cls, **numbers) for numbers in NUMBERS if numbers.keys() <= cls.model_fields.keys()]
     return [spec for spec in found if getattr(spec, "caution", None) is None]
 
 
-def cases() -> dict[str, tuple[str, Kind]]:
+def cases() -> dict[str, tuple[str, Spec]]:
     """Return entry name -> folder and spec, for instance "attacks/pgd@1 random_start=False"."""
     found: dict[str, tuple[str, Kind]] = {}
     for folder, kinds in (("attacks", ATTACKS), ("defenses", DEFENSES), ("networks", NETWORKS)):
@@ -73,6 +85,9 @@ def cases() -> dict[str, tuple[str, Kind]]:
             for spec in variants(cls):
                 said = [f"{name}={value}" for name, value in spec.differences(frozenset({"steps", "rivals"})).items()]
                 found[" ".join([f"{folder}/{kind}@{cls.version}", *said])] = folder, spec
+    for numbers in SCHEDULES:
+        name = " ".join([f"schedules/train@{Train.version}", *(f"{field}={value}" for field, value in numbers.items())])
+        found[name] = "schedules", SCHEDULE.model_copy(update=numbers)
     return found
 
 
