@@ -213,7 +213,7 @@ class BenchmarkJob(TrainingJob):
     substitute_seeds: Seeds | None = None
     """Seeds of the substitutes; left out, the job's where `substitutes` is given, else the attacker's own."""
     transfer: Attacks | None = None
-    """Attacks crafted on the substitutes; left out, IFGSM with the largest k of the panel."""
+    """Attacks crafted on the substitutes; left out, IFGSM with the largest k of the dataset's default panel."""
     pairing: Literal["same", "independent"] | None = None
     """same: a target meets the substitutes of its own seed, as in the paper. independent: those of all other seeds.
     Left out: same where substitutes or their seeds are given and some seeds meet, else independent."""
@@ -269,7 +269,7 @@ class EvaluateJob(Job):
     attacks: Attacks | None = None
     """White-box attacks on every target; left out, the dataset's default panel."""
     transfer: Attacks | None = None
-    """Attacks crafted on the substitutes; left out, IFGSM with the largest k of the panel."""
+    """Attacks crafted on the substitutes; left out, IFGSM with the largest k of the dataset's default panel."""
     pairing: Literal["all", "same", "independent"] | None = None
     """all: every target meets every substitute. same, independent: those of its own seed, or of all others. Left out,
     same or independent where every pair is of that sort, else all."""

@@ -2,7 +2,8 @@
 
 A kind is one file with one class. Dropping the file into its folder puts the kind into validation, OpenAPI, the
 catalog and the contract tests. Packages outside this repository add kinds through the entry-point groups
-``gauntlet.attacks``, ``gauntlet.defenses``, ``gauntlet.networks``, ``gauntlet.datasets``.
+``gauntlet.attacks``, ``gauntlet.defenses``, ``gauntlet.networks``, ``gauntlet.datasets``, ``gauntlet.stages``,
+``gauntlet.figures``.
 """
 
 import importlib
@@ -90,14 +91,15 @@ K = TypeVar("K", bound=Kind)
 
 
 class BadKind(TypeError):
-    """A module in a folder of kinds does not hold exactly one kind of its own name."""
+    """A module in a folder of kinds does not hold exactly one kind of its own name, or an entry point holds none."""
 
 
 def discover(package: str, base: type[K], group: str) -> Mapping[str, type[K]]:
     """Return kind name -> class for every module of `package`, then every entry point of `group`.
 
     Raises:
-        BadKind: a module holds no kind, several, or one whose name is not the module's; or a name is taken twice.
+        BadKind: a module holds no kind, several, or one whose name is not the module's; an entry point is no kind of
+            this base; or a name is taken twice.
     """
     found: dict[str, type[K]] = {}
     folder = importlib.import_module(package)
@@ -114,7 +116,10 @@ def discover(package: str, base: type[K], group: str) -> Mapping[str, type[K]]:
             raise BadKind(f"{module.__name__} must define exactly one {base.__name__} with a kind, found {len(own)}")
         _register(found, own[0], module.__name__, info.name)
     for point in entry_points(group=group):
-        _register(found, point.load(), point.value, point.name)
+        cls = point.load()
+        if not (inspect.isclass(cls) and issubclass(cls, base)):
+            raise BadKind(f"{point.value} is no class made from {base.__name__}, which {group} asks for")
+        _register(found, cls, point.value, point.name)
     return found
 
 

@@ -49,7 +49,7 @@ class Plane:
 
 @dataclass(frozen=True)
 class Grid:
-    """Sums over images at every point of a plane, and at the ends of e2SAD's two steps."""
+    """Means over images at every point of a plane, and at the ends of e2SAD's two steps."""
 
     loss: list[list[float]]
     """Mean cross entropy of the true label; `loss[i][j]` is at t1 = ticks[i], t2 = ticks[j]."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from core.attacks.ifgsm import IFGSM
 from core.fields import Count, parse_pixels
-from core.figures.base import Figure, Part, Values, test_images, within
+from core.figures.base import Figure, Part, Values, images_of, within
 from core.ranges import Radii, RadiusAttack
 from core.statistics import wilson
 
@@ -58,7 +58,7 @@ class AccuracyFigure(Figure):
         label = self.attack.label().replace(f" eps={self.attack.model_dump(mode='json')['eps']}", "")
         return {
             "title": f"Accuracy under {label}",
-            "caption": f"Share of {test_images(parts[0].payload)} classified correctly, white-box. Bands: Wilson's "
+            "caption": f"Share of {images_of(parts[0].payload)} classified correctly, white-box. Bands: Wilson's "
             "95 % interval of each share.",
             "attack": label,
             "models": [_curve(part) for part in parts],

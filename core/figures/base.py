@@ -86,6 +86,6 @@ def within(limit: int | None, dataset: Dataset) -> int | None:
     return limit if limit is not None and limit < dataset.test_size else None
 
 
-def test_images(payload: Mapping[str, Any]) -> str:
+def images_of(payload: Mapping[str, Any]) -> str:
     """Return how to say which images a stage looked at."""
     return f"the first {payload['n']:,} test images of {payload['dataset']}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from core.attacks.fgsm import FGSM
 from core.fields import Count, Flag, Seed, parse_pixels
-from core.figures.base import Figure, Part, Values, test_images, within
+from core.figures.base import Figure, Part, Values, images_of, within
 from core.ranges import Points, RadiusAttack, Reach
 from core.surface_page import page
 
@@ -98,7 +98,7 @@ def usual_reach(dataset: Dataset) -> Fraction:
 def plane_of(part: Part, direction: Attack, clip: bool) -> str:
     """Return the begin of a caption: what is shown, and of which images."""
     return (
-        f"Mean cross entropy of the true label over {test_images(part.payload)} at x + t1 g1 + t2 g2, "
+        f"Mean cross entropy of the true label over {images_of(part.payload)} at x + t1 g1 + t2 g2, "
         f"{'' if clip else 'not '}clipped to [0, 1]. g1: the sign of the perturbation by {direction.label()}"
     )
 

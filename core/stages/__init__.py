@@ -1,4 +1,4 @@
-"""Stage kinds: train, craft, evaluate. The folder is the registry."""
+"""Stage kinds: train, craft, evaluate, and what figures need. The folder is the registry."""
 
 from typing import TYPE_CHECKING
 

@@ -145,6 +145,13 @@ class TestDiscover:
         with pytest.raises(BadKind, match=rf"the kind 'same' is already defined by {package.name}\.same"):
             discovered(package)
 
+    @pytest.mark.parametrize("line", ["function = functools:reduce", "other = core.attacks.fgsm:FGSM"])
+    def test_what_is_no_such_kind_is_refused(self, package: Path, line: str):
+        write(package, "inner", toy("A", "inner"))
+        _entry_point(package.parent, line)
+        with pytest.raises(BadKind, match=r"is no class made from Toy, which gauntlet\.toys asks for"):
+            discovered(package)
+
     def test_a_package_outside_adds_a_kind(self, package: Path):
         write(package, "inner", toy("A", "inner"))
         outside = package.parent / "outside_more.py"
