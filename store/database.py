@@ -7,11 +7,11 @@ busy_timeout. Lease arithmetic uses `db_now()`, the database's clock, never a pr
 import json
 import math
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from psycopg import InternalError
 from sqlalchemy import Connection, Engine, Float, create_engine, event, make_url, text
@@ -22,6 +22,9 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
+T = TypeVar("T")
+CHUNK = 400
+"""Rows per statement: below SQLite's and PostgreSQL's limits on bound parameters."""
 _HALVES = re.compile("[\ud800-\udfff]")
 _CUT_OFF_SECONDS = 10
 """A connection is given up when nothing has come back on it for so long: well within a lease."""
@@ -93,6 +96,11 @@ def insert_in(dialect: str, table: Any) -> Any:
 def insert_for(session: Session, table: Any) -> Any:
     """Return INSERT in the words of the session's database."""
     return insert_in(dialect_of(session), table)
+
+
+def chunks(rows: Sequence[T]) -> list[Sequence[T]]:
+    """Return the rows in parts, one for each statement."""
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
 def unhurried(session: Session) -> None:

@@ -13,7 +13,7 @@ from core.plan import Model, Plan, PlannedStage
 from core.stages import Stage as StageSpec
 from core.stages.train import Train
 from store import events
-from store.database import db_now, dialect_of, insert_for
+from store.database import CHUNK, chunks, db_now, dialect_of, insert_for
 from store.models import (
     EVALUATIONS,
     JOB_ENDED,
@@ -32,9 +32,6 @@ from store.models import (
     cell_of,
 )
 from store.stages import IS_TRAINED, Bell, recount, roll_up, wake, wanted_by_live_job
-
-CHUNK = 400
-"""Rows per statement: below SQLite's and PostgreSQL's limits on bound parameters."""
 
 FEW = 20
 """Rows fetched at once where the first few are likely to be all that is asked for."""
@@ -96,11 +93,6 @@ def submit(session: Session, wanted: Submission, plan: Plan) -> tuple[int, list[
     if not bells:  # what is ready keeps a job alive
         roll_up(session, job_id)
     return job_id, bells
-
-
-def chunks(rows: Sequence[Any]) -> list[Sequence[Any]]:
-    """Return the rows in parts, one for each statement."""
-    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
 def _insert_ignore(session: Session, table: Table, rows: Sequence[dict[str, Any]], **more: Any) -> None:
@@ -394,8 +386,8 @@ def newest(
     session: Session, *, before: int | None = None, limit: int = 50, state: str | None = None, name: str | None = None,
     tag: str | None = None, suite: str | None = None,
 ) -> Page:  # fmt: skip
-    """Return one page of jobs."""
-    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    """Return one page of jobs, without their specs."""
+    query = select(Job).options(defer(Job.spec, raiseload=True)).order_by(Job.id.desc()).limit(limit + 1)
     for column, value in ((Job.state, state), (Job.name, name), (Job.suite, suite)):
         query = query if value is None else query.where(column == value)
     if before is not None:

@@ -14,11 +14,11 @@ from sqlalchemy.orm import Session, aliased
 
 from core.fields import parse_pixels
 from core.statistics import accuracy_interval
+from store.database import chunks
 from store.models import JOB_ENDED, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState, Tally
 
 LISTED = 5_000
 """Evaluations of a table up to which each is told; beyond that, only their sums."""
-CHUNK = 400
 NEWEST = 50
 """Jobs looked at in one go for the newest scope."""
 NOTHING = "no evaluations yet, or none that fit the filters"
@@ -478,8 +478,8 @@ def _group(first: Evaluation, row: Any) -> _Group:
 
 def _evaluations(session: Session, stage_ids: Sequence[int]) -> dict[int, Evaluation]:
     found: dict[int, Evaluation] = {}
-    for start in range(0, len(stage_ids), CHUNK):
-        rows = session.scalars(select(Evaluation).where(Evaluation.stage_id.in_(stage_ids[start : start + CHUNK])))
+    for chunk in chunks(stage_ids):
+        rows = session.scalars(select(Evaluation).where(Evaluation.stage_id.in_(chunk)))
         found.update({row.stage_id: row for row in rows})
     return found
 
@@ -550,8 +550,8 @@ def _list(
         .where(*_wanted(filters, scope, whitebox=sorted({g.whitebox for g in groups}), every_target=False))
         .order_by(Evaluation.stage_id)
     )
-    for start in range(0, len(numbers), CHUNK):
-        for e, key, state, error in session.execute(query.where(Evaluation.cell.in_(numbers[start : start + CHUNK]))):
+    for chunk in chunks(numbers):
+        for e, key, state, error in session.execute(query.where(Evaluation.cell.in_(chunk))):
             same = None if e.substitute_seed is None else e.target_seed == e.substitute_seed
             if (e.cell, same) in shown:
                 _tell(cells[shown[e.cell, same]], e, key, state, error)

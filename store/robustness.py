@@ -6,8 +6,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.stages.evaluate import CORRECT
+from store.database import chunks
 from store.models import Stage, StageArtifact
-from store.results import CHUNK
 
 
 def bits_of(session: Session, evaluations: Sequence[str]) -> dict[str, str]:
@@ -18,7 +18,7 @@ def bits_of(session: Session, evaluations: Sequence[str]) -> dict[str, str]:
         .join(StageArtifact, StageArtifact.stage_id == Stage.id)
         .where(StageArtifact.name == CORRECT)
     )
-    for start in range(0, len(evaluations), CHUNK):
-        rows = session.execute(query.where(Stage.key.in_(evaluations[start : start + CHUNK])))
+    for chunk in chunks(evaluations):
+        rows = session.execute(query.where(Stage.key.in_(chunk)))
         found.update({row.key: row.sha256 for row in rows})
     return found

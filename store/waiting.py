@@ -8,7 +8,7 @@ from sqlalchemy import bindparam, func, select
 from sqlalchemy.orm import Session
 
 from store import jobs, workers
-from store.database import db_now
+from store.database import chunks, db_now
 from store.models import STAGES, Stage, StageState
 from store.stages import IS_READY, MAX_BACKOFF_SECONDS
 
@@ -89,6 +89,6 @@ def _places(session: Session, ready: Sequence[Stage]) -> dict[int, int]:
     """Return ready stage -> number of stages ahead of it in its queue."""
     places: dict[int, int] = {}
     for queue in {stage.queue for stage in ready}:
-        for chunk in jobs.chunks([stage.id for stage in ready if stage.queue == queue]):
+        for chunk in chunks([stage.id for stage in ready if stage.queue == queue]):
             places.update({row.id: row.place - 1 for row in session.execute(_PLACES, {"of": queue, "ids": chunk})})
     return places

@@ -5,7 +5,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, inspect, select
 from sqlalchemy.exc import IntegrityError
 
 from core.canonical import digest
@@ -290,6 +290,12 @@ class TestLists:
             second = jobs.newest(session, limit=3, before=first.cursor)
         assert [job.id for job in first.jobs + second.jobs] == ids[::-1]
         assert second.cursor is None
+
+    def test_a_page_reads_no_spec(self, database: Database):
+        post(database)
+        with database.read() as session:
+            (listed,) = jobs.newest(session).jobs
+            assert "spec" in inspect(listed).unloaded
 
     def test_filters(self, database: Database):
         a = post(database, trainings([0], tags=["x", "y"], name="a"))
