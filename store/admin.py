@@ -6,11 +6,9 @@ deleted over HTTP, and results that no worker of this service computed come in o
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.datasets import DATASETS
@@ -18,10 +16,11 @@ from core.datasets.base import RenderedDigits
 from core.errors import ArtifactCorrupt, DatasetMissing, GauntletError, SpecError, StoreAway
 from store import lost, migrate, stages
 from store.artifacts import ArtifactStore, open_store
-from store.backup import backup, referenced, restore
+from store.backup import backup, restore
 from store.database import Database, unhurried
+from store.garbage import collect, referenced
 from store.invariants import checked
-from store.models import Artifact, StageState
+from store.models import StageState
 from store.settings import settings
 from store.transfer import export, import_file
 
@@ -86,37 +85,6 @@ def recompute(database: Database, key: str) -> list[str]:
             raise SpecError(f"--recompute {key}: there is no succeeded stage of that key", ("recompute",))
         lost.withdraw(session, [stage.id], "asked for by `gauntlet doctor --recompute`")
     return [f"the result of {stage.title} is withdrawn; it runs again when a job wants it"]
-
-
-def collect(database: Database, store: ArtifactStore, grace_hours: float, *, dry_run: bool) -> tuple[int, int]:
-    """Return number and bytes of the artifacts that nothing refers to, deleted unless `dry_run`."""
-    older_than = time.time() - 3600 * grace_hours
-    with database.read() as session:
-        unhurried(session)
-        kept = referenced(session)
-    unused = list(store.unused(kept, older_than))
-    if not dry_run:
-        names = _forgotten(database, {found.name for found in unused})
-        unused = [found for found in unused if found.name in names and store.remove(found, older_than)]
-    return len(unused), sum(found.size for found in unused)
-
-
-def _forgotten(database: Database, names: set[str]) -> set[str]:
-    """Return those of the names that nothing refers to even now, after deleting their rows.
-
-    Rows are locked before anyone asks who refers to them; what a worker is recording at this moment is left alone.
-    """
-    with database.write() as session:
-        unhurried(session)
-        rows = set(session.scalars(select(Artifact.sha256))) & names
-        for sha256 in sorted(rows):
-            mine = select(Artifact.sha256).where(Artifact.sha256 == sha256).with_for_update(skip_locked=True)
-            if session.scalar(mine) is None:
-                names = names - {sha256}
-        names = names - referenced(session)
-        for sha256 in sorted(rows & names):
-            session.execute(delete(Artifact).where(Artifact.sha256 == sha256))
-    return names
 
 
 def main(argv: list[str] | None = None) -> int:

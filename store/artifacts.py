@@ -109,8 +109,8 @@ class ArtifactStore(ABC):
         """
 
     @abstractmethod
-    def remove(self, stored: Stored, older_than: float) -> bool:
-        """Return whether it was deleted: not where it is gone already, or has been put again since that moment."""
+    def remove(self, place: str, older_than: float) -> bool:
+        """Return whether what lies there was deleted: not where it is gone, or has been put again since that moment."""
 
     @abstractmethod
     def _renewed(self, sha256: str, data: bytes) -> bool:
@@ -158,9 +158,9 @@ class FolderStore(ArtifactStore):
                 if path.name not in kept and found.st_mtime < older_than:
                     yield Stored(path.name, str(path.relative_to(self._folder)), found.st_size)
 
-    def remove(self, stored: Stored, older_than: float) -> bool:
+    def remove(self, place: str, older_than: float) -> bool:
         """Return whether the file was deleted, while nobody could put it again."""
-        path = self._folder / stored.place
+        path = self._folder / place
         with self._locked(fcntl.LOCK_EX), suppress(FileNotFoundError):
             if path.stat().st_mtime < older_than:
                 path.unlink()

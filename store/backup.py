@@ -18,7 +18,8 @@ from store import migrate
 from store.artifacts import ArtifactStore
 from store.database import Database, to_json, unhurried
 from store.files import sync_folder
-from store.models import Base, Checkpoint, StageArtifact
+from store.garbage import referenced
+from store.models import Base
 
 LEFT_OUT = ("workers", "leases")
 """Rows about processes, which a restored service has others of."""
@@ -146,12 +147,6 @@ def _advance_sequences(session: Session) -> None:
                     f"(SELECT coalesce(max(id), 0) + 1 FROM {name}), false)"
                 )
             )
-
-
-def referenced(session: Session) -> set[str]:
-    """Return the sha256 of every artifact that a row refers to."""
-    columns = (StageArtifact.sha256, Checkpoint.sha256)
-    return {sha256 for column in columns for sha256 in session.scalars(select(column).distinct())}
 
 
 def _add_artifact(tar: tarfile.TarFile, store: ArtifactStore, sha256: str) -> int:

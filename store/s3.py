@@ -56,12 +56,12 @@ class BucketStore(ArtifactStore):
                 if name not in kept and found["last_modified"].timestamp() < older_than:
                     yield Stored(name, found["path"], found["size"])
 
-    def remove(self, stored: Stored, older_than: float) -> bool:
+    def remove(self, place: str, older_than: float) -> bool:
         """Return whether the object was deleted. A bucket has no lock: between look and deletion are milliseconds."""
-        found = self._asked(lambda: obstore.head(self._bucket, stored.place))
+        found = self._asked(lambda: obstore.head(self._bucket, place))
         if found is None or found["last_modified"].timestamp() >= older_than:
             return False
-        self._asked(lambda: obstore.delete(self._bucket, stored.place))
+        self._asked(lambda: obstore.delete(self._bucket, place))
         return True
 
     def _renewed(self, sha256: str, data: bytes) -> bool:

@@ -302,8 +302,8 @@ def _append_log(session: Session, stage_id: int, fence: int, lines: Iterable[tup
         session.execute(insert(STAGE_LOGS), rows)
 
 
-def add_checkpoint(session: Session, stage_id: int, fence: int, stored: StoredArtifact) -> None:
-    """Record a checkpoint and forget all but the newest two.
+def add_checkpoint(session: Session, stage_id: int, fence: int, stored: StoredArtifact) -> list[str]:
+    """Return the sha256 of those that are now forgotten, after recording a checkpoint: all but the newest two.
 
     Raises:
         StaleFence: the claim is lost.
@@ -317,9 +317,8 @@ def add_checkpoint(session: Session, stage_id: int, fence: int, stored: StoredAr
             stage_id=stage_id, number=newest + 1, fence=fence, sha256=stored.sha256, created_at=db_now()
         )
     )
-    session.execute(
-        delete(Checkpoint).where(Checkpoint.stage_id == stage_id, Checkpoint.number <= newest + 1 - KEPT_CHECKPOINTS)
-    )
+    outlived = (Checkpoint.stage_id == stage_id, Checkpoint.number <= newest + 1 - KEPT_CHECKPOINTS)
+    return list(session.scalars(delete(Checkpoint).where(*outlived).returning(Checkpoint.sha256)))
 
 
 def checkpoints(session: Session, stage_id: int) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from core.errors import ArtifactCorrupt, StoreAway
 from core.stages import Outcome
-from store import lost, stages
+from store import garbage, lost, stages
 from store.artifacts import ArtifactStore
 from store.crashpoints import crashpoint
 from store.database import Database
@@ -112,14 +112,23 @@ class Publisher:
     def _record(
         self, claim: Claim, lines: Lines, finding: Finding, stored: Sequence[StoredArtifact]
     ) -> list[Bell]:  # fmt: skip
-        """Publish in one transaction, whose fence makes repeating it safe."""
+        """Publish in one transaction, whose fence makes repeating it safe. Checkpoints have had their day then."""
         outcome = finding.outcome
         with self._database.write() as session:
+            outlived = stages.checkpoints(session, claim.stage_id)
             bells = lost.succeed(
                 session, claim.stage_id, claim.fence, outcome.payload, finding.environment, stored, lines
             )  # fmt: skip
             crashpoint("before-result")
-            return bells
+        self.discard(outlived)
+        return bells
+
+    def discard(self, checkpoints: Sequence[str]) -> None:
+        """Delete checkpoints that nothing refers to any more; what cannot be deleted now is for `gauntlet gc`."""
+        try:
+            garbage.discard(self._database, self._store, checkpoints)
+        except Exception as error:  # whatever it is, the stage goes on
+            log.warning("checkpoints that are not needed any more stay: %s", error)
 
     def _keep(self, watch: Watch, finding: Finding) -> None:
         """Write the finding to disk; where that is full too, it waits in memory."""

@@ -99,16 +99,19 @@ class StageRunner:
         """Store a checkpoint and record it under the claim's fence; a lost claim stops the work.
 
         One that cannot be kept, on a full disk or without SQL, is done without: the lease says how long work goes on.
+        Those that it supersedes are deleted.
         """
         try:
             sha256 = self._store.put(data, "checkpoint")
             stored = StoredArtifact("checkpoint", sha256, len(data), "application/x-safetensors")
             with self._database.write() as session:
-                stages.add_checkpoint(session, claim.stage_id, claim.fence, stored)
+                superseded = stages.add_checkpoint(session, claim.stage_id, claim.fence, stored)
         except StaleFence:
             raise Interrupted("lost") from None
         except (*AWAY, StoreAway, ArtifactCorrupt) as error:
             log.warning("no checkpoint of stage %s: %s", claim.key[:12], error)
+        else:
+            self._publisher.discard(superseded)
 
     def spooled(self) -> list[str]:
         """Return the keys of the stages whose result waits here for a claim."""

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from core.errors import ArtifactCorrupt
 from store import backup as backup_module
 from store import database as database_module
 from store import invariants, migrate, stages
-from store.admin import collect, doctor
+from store.admin import doctor
 from store.artifacts import ArtifactStore, FolderStore, open_store, place_of
-from store.backup import LEFT_OUT, BackupError, backup, referenced, restore
+from store.backup import LEFT_OUT, BackupError, backup, restore
 from store.database import Database
+from store.garbage import collect, discard, referenced
 from store.invariants import RULES, Rule
 from store.models import Artifact, Base, Result, Stage
 from store.s3 import BucketStore
@@ -257,6 +259,69 @@ def test_what_is_put_again_while_it_is_collected_stays(
         assert doctor(database, store) == []
 
 
+def test_a_checkpoint_goes_unless_something_else_refers_to_it(database_url: str, store: FolderStore) -> None:
+    with opened(database_url) as database:
+        post(database, trainings([0, 1]))
+        one, other = claim(database), claim(database)
+        for held in (one, other):
+            with database.write() as session:
+                stages.add_checkpoint(session, held.stage_id, held.fence, stored("checkpoint", one.key))
+        kept, gone = store.put(one.key.encode()), store.put(b"gone")
+        succeed(database, one)
+        discard(database, store, [kept, gone])
+        assert store.get(kept) == one.key.encode(), "a result and a checkpoint are these bytes"
+        with pytest.raises(ArtifactCorrupt):
+            store.get(gone)
+        succeed(database, other)
+        store.put(other.key.encode())
+        discard(database, store, [kept])
+        assert doctor(database, store) == []
+
+
+def test_checkpoints_of_what_did_not_succeed_last_as_long_as_the_grace(database_url: str, store: FolderStore) -> None:
+    """A job that revives the stage goes on from them until then."""
+    with opened(database_url) as database:
+        post(database, trainings([0, 1]))
+        failed, running = claim(database), claim(database)
+        for held in (failed, running):
+            with database.write() as session:
+                checkpoint = stored("checkpoint", held.key)
+                stages.add_checkpoint(session, held.stage_id, held.fence, checkpoint)
+            store.put(held.key.encode())
+            os.utime(store.path(checkpoint.sha256), (0, 0))
+        factories.fail(database, failed)
+        assert collect(database, store, 1.0, dry_run=False) == (0, 0)
+        with database.write() as session:
+            session.execute(update(Stage).where(Stage.id == failed.stage_id).values(finished_at=time.time() - 7200))
+        for dry_run in (True, False):
+            assert collect(database, store, 1.0, dry_run=dry_run) == (1, len(failed.key))
+        with database.read() as session:
+            assert stages.checkpoints(session, failed.stage_id) == []
+            assert len(stages.checkpoints(session, running.stage_id)) == 1
+        assert doctor(database, store) == []
+
+
+def test_a_collection_lets_others_write(sqlite_url: str, store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes some artifacts at a time: on SQLite a transaction over all of them would keep every worker out."""
+    monkeypatch.setattr(database_module, "CHUNK", 1)
+    remove = FolderStore.remove
+    left: list[int] = []
+    with opened(sqlite_url) as database:
+        for number in range(3):
+            os.utime(store.path(store.put(bytes([number]))), (0, 0))
+            with database.write() as session:
+                stages._record_artifacts(session, [stored("old", bytes([number]))])
+
+        def counted(*arguments: Any) -> bool:
+            with database.write() as session:
+                left.append(session.scalar(select(func.count()).select_from(Artifact)) or 0)
+            return remove(*arguments)
+
+        monkeypatch.setattr(FolderStore, "remove", counted)
+        assert collect(database, store, 24.0, dry_run=False) == (3, 3)
+    assert left == [2, 1, 0]
+
+
 def test_a_writer_and_a_collector_at_once(database_url: str, store: FolderStore) -> None:
     """Whatever is recorded is there, however often the same bytes are put, recorded, forgotten and collected."""
     stop = threading.Event()
@@ -272,8 +337,7 @@ def test_a_writer_and_a_collector_at_once(database_url: str, store: FolderStore)
             try:
                 while (held := try_claim(database)) is not None:
                     young = time.time() + 5  # what is put now is younger than a collector without grace thinks
-                    sha256 = store.put(held.key.encode())
-                    os.utime(store.path(sha256), (young, young))
+                    sha256 = put_young(store, held.key.encode(), young)
                     succeed(database, held)
                     assert store.get(sha256) == held.key.encode()
                     for _ in range(5):
@@ -283,6 +347,15 @@ def test_a_writer_and_a_collector_at_once(database_url: str, store: FolderStore)
             for one in collecting:
                 one.result(30)
         assert doctor(database, store) == []
+
+
+def put_young(store: FolderStore, data: bytes, young: float) -> str:
+    """Return the sha256 under which data is stored, put again where a collector without grace was faster."""
+    while True:
+        sha256 = store.put(data)
+        with suppress(FileNotFoundError):
+            os.utime(store.path(sha256), (young, young))
+            return sha256
 
 
 def test_a_rule_that_cannot_be_checked_hides_no_other(

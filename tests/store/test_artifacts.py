@@ -101,8 +101,8 @@ def test_what_is_kept_or_young_is_not_offered_for_removal(store: ArtifactStore):
     assert list(store.unused(set(), time.time() - 3600)) == []
     (found,) = store.unused({kept}, later)
     assert found.size == 5
-    assert store.remove(found, 2e10)
-    assert not store.remove(found, 2e10)
+    assert store.remove(found.place, 2e10)
+    assert not store.remove(found.place, 2e10)
     assert places(store) == [place_of(kept)]
 
 

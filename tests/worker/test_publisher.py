@@ -11,18 +11,21 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from core.errors import Interrupted
+from core.errors import Interrupted, StoreAway
 from core.stages import Outcome
 from store import stages
 from store.artifacts import ArtifactStore, FolderStore
+from store.broker import Ringer, celery_app
 from store.database import Database
 from store.models import Result, Stage
+from store.settings import Settings
 from store.stages import Claim, StaleFence
 from tests import factories, s3
 from tests.disk import fill
 from tests.processes import wait_until
 from worker import patience, spool
 from worker.publisher import Publisher
+from worker.runner import StageRunner
 from worker.spool import Finding, Spool
 from worker.watch import Watch
 
@@ -130,6 +133,49 @@ class TestSpool:
             kept.keep(Finding("k", 1, Outcome({}, {"weights": ("x", os.urandom(100_000))}), {}))
         assert kept.waiting() == ["before"]
         ballast.unlink()
+
+
+class TestCheckpoints:
+    """Bytes that a training needs no more are not left for the next collection."""
+
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> FolderStore:
+        return FolderStore(tmp_path / "artifacts")
+
+    @pytest.fixture
+    def runner(self, database: Database, store: FolderStore, tmp_path: Path) -> StageRunner:
+        chosen = Settings(state_dir=tmp_path)
+        return StageRunner(chosen, database, store, Ringer(celery_app(chosen)))
+
+    def lying(self, store: FolderStore) -> set[bytes]:
+        return {store.get(found.name) for found in store.unused(set(), math.inf)}
+
+    def test_the_newest_two_lie_in_the_store_and_none_after_success(
+        self, database: Database, store: FolderStore, runner: StageRunner
+    ):
+        claim = claimed(database)
+        for number in b"1234":
+            runner.keep_checkpoint(claim, bytes([number]))
+        assert self.lying(store) == {b"3", b"4"}
+        runner.keep_checkpoint(claim, b"4")
+        runner.keep_checkpoint(claim, b"5")
+        assert self.lying(store) == {b"4", b"5"}, "the same bytes are a checkpoint still"
+        runner._publisher.publish(claim, watch_of(claim), found(claim))
+        assert self.lying(store) == {data for _, data in OUTCOME.artifacts.values()}
+
+    def test_bytes_that_cannot_be_deleted_stop_nothing(
+        self, database: Database, store: FolderStore, runner: StageRunner, monkeypatch: pytest.MonkeyPatch
+    ):
+        def refuse(*_: object) -> bool:
+            raise StoreAway("the disk is read-only")
+
+        monkeypatch.setattr(store, "remove", refuse)
+        claim = claimed(database)
+        for number in b"123":
+            runner.keep_checkpoint(claim, bytes([number]))
+        assert self.lying(store) == {b"1", b"2", b"3"}
+        runner._publisher.publish(claim, watch_of(claim), found(claim))
+        assert state(database, claim) == ("succeeded", 0)
 
 
 class TestAnotherProcess:
