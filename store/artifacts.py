@@ -6,6 +6,7 @@ An `ArtifactStore` is a folder or, in store/s3.py, a bucket. Both keep an artifa
 import fcntl
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -16,7 +17,7 @@ from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
 from core.errors import ArtifactCorrupt, SpecError, StoreAway
-from store.files import write_atomically
+from store.files import PARTIAL, write_atomically
 
 BLOCK = 4096
 PART = 1 << 20
@@ -33,6 +34,12 @@ class Stored:
     name: str
     place: str
     size: int
+
+
+def is_artifact(place: str) -> bool:
+    """Return whether what lies there is called as an artifact is: what is not may be somebody else's."""
+    name = place.rpartition("/")[2]
+    return re.fullmatch("[0-9a-f]{64}", name) is not None and place == place_of(name)
 
 
 def place_of(sha256: str) -> str:
@@ -103,9 +110,10 @@ class ArtifactStore(ABC):
 
     @abstractmethod
     def unused(self, kept: set[str], older_than: float) -> Iterator[Stored]:
-        """Yield what is not `kept` and was last put before that moment (seconds since 1970).
+        """Yield what we put that is not `kept` and was last put before that moment (seconds since 1970).
 
         What a process has put and not yet recorded is young. Leftovers of a writer that died are among the old.
+        What has another name or place than an artifact is not ours.
         """
 
     @abstractmethod
@@ -153,10 +161,13 @@ class FolderStore(ArtifactStore):
     def unused(self, kept: set[str], older_than: float) -> Iterator[Stored]:
         """Yield the files that are not `kept` and were last put before that moment."""
         for path in self._folder.glob("??/??/*"):
+            place = str(path.relative_to(self._folder))
+            if path.name in kept or not (is_artifact(place) or path.name.startswith(PARTIAL)):
+                continue
             with suppress(FileNotFoundError):  # an unfinished file that has just got its name
                 found = path.stat()
-                if path.name not in kept and found.st_mtime < older_than:
-                    yield Stored(path.name, str(path.relative_to(self._folder)), found.st_size)
+                if found.st_mtime < older_than:
+                    yield Stored(path.name, place, found.st_size)
 
     def remove(self, place: str, older_than: float) -> bool:
         """Return whether the file was deleted, while nobody could put it again."""

@@ -9,7 +9,7 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from core.errors import StoreAway
-from store.artifacts import PART, ArtifactStore, Stored, place_of
+from store.artifacts import PART, ArtifactStore, Stored, is_artifact, place_of
 from store.crashpoints import crashpoint
 
 T = TypeVar("T")
@@ -52,9 +52,9 @@ class BucketStore(ArtifactStore):
         batches = iter(obstore.list(self._bucket))
         while batch := self._asked(lambda: next(batches, None)):
             for found in batch:
-                name = found["path"].rpartition("/")[2]
-                if name not in kept and found["last_modified"].timestamp() < older_than:
-                    yield Stored(name, found["path"], found["size"])
+                place, name = found["path"], found["path"].rpartition("/")[2]
+                if is_artifact(place) and name not in kept and found["last_modified"].timestamp() < older_than:
+                    yield Stored(name, place, found["size"])
 
     def remove(self, place: str, older_than: float) -> bool:
         """Return whether the object was deleted. A bucket has no lock: between look and deletion are milliseconds."""

@@ -106,6 +106,24 @@ def test_what_is_kept_or_young_is_not_offered_for_removal(store: ArtifactStore):
     assert places(store) == [place_of(kept)]
 
 
+def test_what_others_have_put_there_is_not_offered_for_removal(store: ArtifactStore):
+    sha256 = store.put(b"ours")
+    for place in ("backups/before.tar", "ab/cd/notes.txt", f"{sha256}", f"other/prefix/{place_of(sha256)}"):
+        place_beside(store, place)
+    assert places(store) == [place_of(sha256)]
+
+
+def place_beside(store: ArtifactStore, place: str) -> None:
+    """Put something into the store's folder or bucket that it knows nothing of."""
+    if isinstance(store, BucketStore):
+        obstore.put(store._bucket, place, b"precious")
+        return
+    assert isinstance(store, FolderStore)
+    path = store.path("0" * 64).parents[2] / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"precious")
+
+
 def test_a_store_that_does_not_keep_what_was_written_is_noticed(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
     write = store._write
 
