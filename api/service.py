@@ -38,7 +38,7 @@ class Service:
         """Return a service on what the settings name."""
         ringer = Ringer(celery_app(settings))
         database = Database(settings.sql_url, PATIENCE_SECONDS)
-        return cls(settings, database, open_store(settings.artifacts, settings.s3), ringer)
+        return cls(settings, database, open_store(settings.artifacts, settings.s3, database), ringer)
 
     def close(self) -> None:
         """Send the last bells and close the database."""

@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         return _data(options.name, (options.data_dir or chosen.data_dir).expanduser().absolute())
     database = Database(chosen.sql_url)
     try:
-        return _run(options, database, open_store(chosen.artifacts, chosen.s3))
+        return _run(options, database, open_store(chosen.artifacts, chosen.s3, database))
     except (GauntletError, SQLAlchemyError) as error:
         print(f"gauntlet {options.command}: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1

@@ -1,14 +1,16 @@
 """The artifact store: bytes addressed by their sha256, written once, verified on every read.
 
-An `ArtifactStore` is a folder or, in store/s3.py, a bucket. Both keep an artifact under aa/bb/<sha256>.
+An `ArtifactStore` is a folder or, in store/s3.py, a bucket. Both keep an artifact under aa/bb/<sha256>, and the name of
+the database they belong to under .owner.
 """
 
 import fcntl
 import hashlib
+import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +19,17 @@ from typing import NoReturn
 from urllib.parse import unquote, urlsplit
 
 from core.errors import ArtifactCorrupt, SpecError, StoreAway
+from store.database import Database
 from store.files import PARTIAL, write_atomically
+from store.ownership import Owner
 
 BLOCK = 4096
 PART = 1 << 20
 """Bytes of an artifact that are in memory at a time where it is streamed."""
 LOCK = ".lock"
 """The file in a folder of artifacts that whoever puts or removes one locks."""
+MARK = ".owner"
+"""Where the name of the database stands that a store belongs to."""
 SCHEMES = ["file:///folder", "s3://bucket/prefix"]
 
 
@@ -50,8 +56,13 @@ def place_of(sha256: str) -> str:
 class ArtifactStore(ABC):
     """Artifacts by their sha256. Safe for many processes; an artifact appears whole or not at all.
 
-    What cannot be done because the store is unreachable, refuses or is full raises `StoreAway`.
+    What cannot be done because the store is unreachable, refuses, is full or another database's raises `StoreAway`.
     """
+
+    def __init__(self, name: str, owner: Owner | None):
+        self._name = name
+        self._owner = owner
+        self._is_ours = owner is None
 
     def put(self, data: bytes, what: str = "artifact") -> str:
         """Return the sha256 under which `data` is now stored, synced to disk and read back.
@@ -61,10 +72,13 @@ class ArtifactStore(ABC):
         Raises:
             ArtifactCorrupt: it does not read back as it was written.
         """
+        if not self._is_ours:
+            self.require_ours()
+            self._is_ours = True
         sha256 = hashlib.sha256(data).hexdigest()
         if not self._renewed(sha256, data):
-            self._write(sha256, data, what)
-            if self._read(sha256) != data:
+            self._write(place_of(sha256), data, what)
+            if self._read(place_of(sha256)) != data:
                 raise ArtifactCorrupt(f"artifact {sha256} does not read back as it was written")
         return sha256
 
@@ -73,11 +87,11 @@ class ArtifactStore(ABC):
 
         Raises:
             ArtifactCorrupt: they are missing or are not those that were stored.
-            StoreAway: the store cannot be read, or holds nothing at all, as a disk that is not mounted.
+            StoreAway: the store cannot be read, or is not shown to be ours, as a disk that is not mounted.
         """
-        data = self._read(sha256)
+        data = self._read(place_of(sha256))
         if data is None:
-            self._require_something()
+            self.require_ours()
             raise ArtifactCorrupt(f"artifact {sha256} is missing from the store", sha256)
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store", sha256)
@@ -99,14 +113,43 @@ class ArtifactStore(ABC):
                 digest.update(part)
                 size += len(part)
         except FileNotFoundError:
-            self._require_something()
+            self.require_ours()
             raise ArtifactCorrupt(f"artifact {sha256} is missing from the store", sha256) from None
         if digest.hexdigest() != sha256:
             raise ArtifactCorrupt(f"artifact {sha256} has been altered in the store", sha256)
         return size, self._parts(sha256)
 
-    def _require_something(self) -> None:  # noqa: B027 - a bucket is there or refuses
-        """Return unless the store holds nothing, which says more about the store than about one artifact."""
+    def require_ours(self) -> None:
+        """Return where the store bears our database's name, after writing it into one without a name that must be ours.
+
+        Raises:
+            StoreAway: it is another database's, or not known to be ours: a wrong folder, bucket or prefix.
+        """
+        if self._owner is None:
+            return
+        mine, found, why = self._owner.name(), self._mark(), ""
+        if found is None:
+            why = self._strange(self._owner.referred())
+            if not why:
+                self._write(MARK, mine.encode(), "owner")
+                found = self._mark()
+        if found != mine:
+            raise StoreAway(
+                f"the artifact store {self._name} {why or f'belongs to another database, {found}'}: correct "
+                f"ARTIFACT_URL; or, if it is the right one nevertheless, write {mine} into {self._name}/{MARK}"
+            )
+
+    def _mark(self) -> str | None:
+        data = self._read(MARK)
+        return None if data is None else data.decode(errors="replace").strip()
+
+    def _strange(self, referred: Sequence[str]) -> str:
+        """Return why a store without a name cannot be taken for that of a database which refers to these artifacts."""
+        if referred:
+            known = any(self._has(place_of(sha256)) for sha256 in referred)
+            return "" if known else "has nothing that the database refers to (is its disk mounted?)"
+        used = any(found.size for found in self.unused(set(), math.inf))  # `GET /readyz` puts an empty one
+        return "has artifacts of which the database knows nothing" if used else ""
 
     @abstractmethod
     def unused(self, kept: set[str], older_than: float) -> Iterator[Stored]:
@@ -125,22 +168,27 @@ class ArtifactStore(ABC):
         """Return whether the artifact was there, these bytes, and is now as young as if it had just been written."""
 
     @abstractmethod
-    def _write(self, sha256: str, data: bytes, what: str) -> None:
+    def _write(self, place: str, data: bytes, what: str) -> None:
         """Store bytes whole or not at all."""
 
     @abstractmethod
-    def _read(self, sha256: str) -> bytes | None:
-        """Return what is stored, None where there is nothing."""
+    def _read(self, place: str) -> bytes | None:
+        """Return what lies there, None where there is nothing."""
+
+    @abstractmethod
+    def _has(self, place: str) -> bool:
+        """Return whether anything lies there."""
 
     @abstractmethod
     def _parts(self, sha256: str) -> Iterator[bytes]:
-        """Yield what is stored, part by part; FileNotFoundError where there is nothing."""
+        """Yield an artifact as it is stored, part by part; FileNotFoundError where there is nothing."""
 
 
 class FolderStore(ArtifactStore):
     """Artifacts as files in a folder."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, owner: Owner | None = None):
+        super().__init__(str(folder), owner)
         self._folder = folder
 
     def check(self) -> None:
@@ -199,7 +247,7 @@ class FolderStore(ArtifactStore):
             return super().put(data, what)
 
     def _renewed(self, sha256: str, data: bytes) -> bool:
-        if self._read(sha256) != data:
+        if self._read(place_of(sha256)) != data:
             return False
         try:
             os.utime(self.path(sha256))
@@ -207,17 +255,17 @@ class FolderStore(ArtifactStore):
             self._away(error)
         return True
 
-    def _write(self, sha256: str, data: bytes, what: str) -> None:
-        path = self.path(sha256)
+    def _write(self, place: str, data: bytes, what: str) -> None:
+        path = self._folder / place
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, data, what=what)
         except OSError as error:
             self._away(error)
 
-    def _read(self, sha256: str) -> bytes | None:
+    def _read(self, place: str) -> bytes | None:
         try:
-            return self.path(sha256).read_bytes()
+            return (self._folder / place).read_bytes()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -233,27 +281,29 @@ class FolderStore(ArtifactStore):
         except OSError as error:
             self._away(error)
 
-    def _require_something(self) -> None:
-        if next(self._folder.glob("??"), None) is None:
-            raise StoreAway(f"the artifact store {self._folder} is empty: is its disk mounted?")
+    def _has(self, place: str) -> bool:
+        return (self._folder / place).exists()
 
     def _away(self, error: OSError) -> NoReturn:
         raise StoreAway(f"the artifact store {self._folder} cannot be used: {error.strerror or error}") from error
 
 
-def open_store(url: str, s3: Mapping[str, str] | None = None) -> ArtifactStore:
+def open_store(url: str, s3: Mapping[str, str] | None = None, database: Database | None = None) -> ArtifactStore:
     """Return the store that ARTIFACT_URL names; `s3` are the settings of a bucket.
+
+    It is `database`'s or refuses; without one nobody asks whose it is, and what it lacks counts as lost.
 
     Raises:
         SpecError: the URL's scheme is not one we store to, or it names no bucket.
     """
     parts = urlsplit(url)
+    owner = database and Owner(database)
     if parts.scheme == "file":
-        return FolderStore(Path(unquote(parts.path)))
+        return FolderStore(Path(unquote(parts.path)), owner)
     if parts.scheme == "s3" and parts.netloc:
         from store.s3 import BucketStore
 
-        return BucketStore(parts.netloc, unquote(parts.path).strip("/"), s3 or {})
+        return BucketStore(parts.netloc, unquote(parts.path).strip("/"), s3 or {}, owner)
     raise SpecError(
         f"ARTIFACT_URL {url!r}: only {' and '.join(SCHEMES)} are supported", ("ARTIFACT_URL",), SCHEMES
     )  # fmt: skip

@@ -96,6 +96,7 @@ def restore(database: Database, store: ArtifactStore, path: Path) -> dict[str, i
         tar = tarfile.open(path)  # noqa: SIM115 - closed by the with below
     except (OSError, tarfile.TarError) as error:
         raise BackupError(f"{path} is no backup: {error}") from error
+    store.require_ours()  # now: on SQLite nobody can be asked while this one writes
     with tar, database.write() as session:
         unhurried(session)
         _check(tar, database, session)

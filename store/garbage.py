@@ -20,7 +20,11 @@ def collect(database: Database, store: ArtifactStore, grace_hours: float, *, dry
 
     What was put within the grace is spared: a stage may be about to record it. So are the checkpoints of stages that
     ended within it, from which a job that revives them goes on.
+
+    Raises:
+        StoreAway: the store is another database's, or cannot be used.
     """
+    store.require_ours()
     older_than = time.time() - 3600 * grace_hours
     ended = select(Stage.id).where(Stage.state.in_(ENDED), Stage.finished_at < db_now() - 3600 * grace_hours)
     outlived = Checkpoint.stage_id.in_(ended)

@@ -375,7 +375,7 @@ class Worker(Base):
 
 
 class Lease(Base):
-    """A named right that one process holds at a time, such as the keeper's."""
+    """A named right that one process holds at a time, such as the keeper's; the database itself holds one for good."""
 
     __tablename__ = "leases"
 

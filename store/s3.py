@@ -11,6 +11,7 @@ from obstore.store import S3Store
 from core.errors import StoreAway
 from store.artifacts import PART, ArtifactStore, Stored, is_artifact, place_of
 from store.crashpoints import crashpoint
+from store.ownership import Owner
 
 T = TypeVar("T")
 CONNECT_SECONDS = 3
@@ -30,8 +31,8 @@ class BucketStore(ArtifactStore):
     they are for a lifecycle rule of the bucket.
     """
 
-    def __init__(self, bucket: str, prefix: str, options: Mapping[str, str]):
-        self._name = f"s3://{bucket}/{prefix}".rstrip("/")
+    def __init__(self, bucket: str, prefix: str, options: Mapping[str, str], owner: Owner | None = None):
+        super().__init__(f"s3://{bucket}/{prefix}".rstrip("/"), owner)
         plain_http = options.get("endpoint", "").startswith("http://")
         second = timedelta(seconds=1)
         self._bucket = S3Store(
@@ -69,13 +70,16 @@ class BucketStore(ArtifactStore):
         del sha256, data
         return False
 
-    def _write(self, sha256: str, data: bytes, what: str) -> None:
+    def _write(self, place: str, data: bytes, what: str) -> None:
         crashpoint(f"mid-{what}")  # an upload has no name before it is whole, so nothing of it is there yet
-        self._asked(lambda: obstore.put(self._bucket, place_of(sha256), data))
+        self._asked(lambda: obstore.put(self._bucket, place, data))
         crashpoint("after-rename")
 
-    def _read(self, sha256: str) -> bytes | None:
-        return self._asked(lambda: bytes(obstore.get(self._bucket, place_of(sha256)).bytes()))
+    def _read(self, place: str) -> bytes | None:
+        return self._asked(lambda: bytes(obstore.get(self._bucket, place).bytes()))
+
+    def _has(self, place: str) -> bool:
+        return self._asked(lambda: obstore.head(self._bucket, place)) is not None
 
     def _parts(self, sha256: str) -> Iterator[bytes]:
         found = self._asked(lambda: iter(obstore.get(self._bucket, place_of(sha256)).stream(min_chunk_size=PART)))

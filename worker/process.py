@@ -56,7 +56,8 @@ class WorkerProcess:
         self._incarnation = uuid.uuid4().hex
         self._database = Database(settings.sql_url)
         self._ringer = Ringer(celery_app(settings))
-        self._runner = StageRunner(settings, self._database, open_store(settings.artifacts, settings.s3), self._ringer)
+        store = open_store(settings.artifacts, settings.s3, self._database)
+        self._runner = StageRunner(settings, self._database, store, self._ringer)
         self._queues = queues(settings, lambda: device_class() == "cuda")
         self._ended = threading.Event()
         self._draining = False

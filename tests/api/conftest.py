@@ -54,7 +54,9 @@ def opened_with(chosen: Settings) -> Iterator[House]:
     app = create_app(chosen)
     app.openapi_schema = document()
     with TestClient(app) as client:
-        yield House(client, client.app.state.service)
+        service = client.app.state.service
+        service.store.require_ours()  # before made-up results refer to what nobody has put
+        yield House(client, service)
 
 
 @pytest.fixture

@@ -314,6 +314,7 @@ with TestClient(create_app(chosen)) as client:
     figures = {"suite": "figures-tiny"}
     status = [client.post("/jobs?dry_run=1", json=job).status_code, client.post("/jobs", json=job).status_code,
               client.post("/jobs", json=figures).status_code]
+    client.app.state.service.store.require_ours()
     factories.finish(client.app.state.service.database)
     for path in ("/jobs/1", "/jobs", "/catalog", "/suites", "/models", "/workers", "/readyz", "/openapi.json",
                  "/results/whitebox-matrix", "/results/blackbox-matrix?format=latex", "/results/figures",

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 
 import obstore
@@ -12,8 +14,12 @@ import pytest
 
 from core.errors import ArtifactCorrupt, SpecError, StoreAway
 from store import s3
-from store.artifacts import PART, ArtifactStore, FolderStore, open_store, place_of
+from store.artifacts import MARK, PART, ArtifactStore, FolderStore, open_store, place_of
+from store.database import Database
+from store.garbage import collect
+from store.ownership import Owner
 from store.s3 import BucketStore
+from tests import factories
 from tests.disk import fill
 from tests.s3 import KEYS, Proxy, S3Server, opened
 
@@ -113,23 +119,23 @@ def test_what_others_have_put_there_is_not_offered_for_removal(store: ArtifactSt
     assert places(store) == [place_of(sha256)]
 
 
-def place_beside(store: ArtifactStore, place: str) -> None:
-    """Put something into the store's folder or bucket that it knows nothing of."""
+def place_beside(store: ArtifactStore, place: str, data: bytes = b"precious") -> None:
+    """Put something into the store's folder or bucket by hand."""
     if isinstance(store, BucketStore):
-        obstore.put(store._bucket, place, b"precious")
+        obstore.put(store._bucket, place, data)
         return
     assert isinstance(store, FolderStore)
     path = store.path("0" * 64).parents[2] / place
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"precious")
+    path.write_bytes(data)
 
 
 def test_a_store_that_does_not_keep_what_was_written_is_noticed(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch):
     write = store._write
 
-    def lose_a_byte(sha256: str, data: bytes, what: str) -> None:
-        write(sha256, data, what)
-        tamper(store, sha256, data[:-1])
+    def lose_a_byte(place: str, data: bytes, what: str) -> None:
+        write(place, data, what)
+        tamper(store, place.rpartition("/")[2], data[:-1])
 
     monkeypatch.setattr(store, "_write", lose_a_byte)
     with pytest.raises(ArtifactCorrupt, match="read back"):
@@ -239,7 +245,91 @@ def test_other_places_are_refused(url: str):
     assert refused.value.path == ("ARTIFACT_URL",)
 
 
-def test_a_folder_that_holds_nothing_at_all_is_away(tmp_path: Path):
-    """As a disk that is not mounted; results are not withdrawn for that."""
-    with pytest.raises(StoreAway, match="is its disk mounted"):
-        FolderStore(tmp_path).get("0" * 64)
+class TestOwner:
+    """A store belongs to one database: for any other it is away, and so is a place that is not known to be ours."""
+
+    LOST = "0" * 64
+
+    @pytest.fixture
+    def databases(self, sqlite_template: Path, tmp_path: Path) -> Iterator[list[Database]]:
+        paths = [shutil.copy(sqlite_template, tmp_path / name) for name in ("one.db", "other.db")]
+        with factories.opened(f"sqlite:///{paths[0]}") as one, factories.opened(f"sqlite:///{paths[1]}") as other:
+            yield [one, other]
+
+    def of(self, store: ArtifactStore, database: Database) -> ArtifactStore:
+        """Return another process's store in the same place, with its database."""
+        owner = Owner(database)
+        if isinstance(store, FolderStore):
+            return FolderStore(store._folder, owner)
+        assert isinstance(store, BucketStore)
+        found = copy(store)
+        found._owner, found._is_ours = owner, False
+        return found
+
+    def results(self, database: Database) -> list[bytes]:
+        """Return the bytes to which the rows of a finished job refer."""
+        factories.post(database)
+        return [done.key.encode() for done in factories.finish(database)]
+
+    def refused(self, store: ArtifactStore, why: str) -> str:
+        """Return the remedy, after a refusal to put, to collect and to say that something is lost."""
+        said = ""
+        for ask in (lambda: store.put(b"x"), lambda: store.get(self.LOST), store.require_ours):
+            with pytest.raises(StoreAway, match=why) as refusal:
+                ask()
+            said = str(refusal.value)
+        return said
+
+    def test_whoever_comes_first_has_it(self, store: ArtifactStore, databases: list[Database]):
+        mine, others = (self.of(store, database) for database in databases)
+        sha256 = mine.put(b"mine")
+        with pytest.raises(ArtifactCorrupt, match="missing"):
+            self.of(store, databases[0]).get(self.LOST)
+        said = self.refused(others, "belongs to another database")
+        with pytest.raises(StoreAway, match="another database"):
+            collect(databases[1], others, -1.0, dry_run=False)
+        assert others.get(sha256) == b"mine"
+        name = Owner(databases[1]).name()
+        assert f"write {name} into " in said
+        place_beside(store, MARK, f"{name}\n".encode())
+        assert others.get(others.put(b"theirs")) == b"theirs"
+        assert collect(databases[1], others, -1.0, dry_run=False) == (2, 10)
+
+    def test_a_store_of_before_is_of_the_database_that_knows_it(self, store: ArtifactStore, databases: list[Database]):
+        first, *_, last = self.results(databases[0])
+        store.put(first)
+        store.put(b"")
+        self.refused(self.of(store, databases[1]), "artifacts of which the database knows nothing")
+        with pytest.raises(ArtifactCorrupt, match="missing"):
+            self.of(store, databases[0]).get(hashlib.sha256(last).hexdigest())
+        self.refused(self.of(store, databases[1]), "belongs to another database")
+
+    def test_an_empty_place_has_lost_nothing(self, store: ArtifactStore, databases: list[Database]):
+        """As a disk that is not mounted, or a prefix that is mistyped: results are not withdrawn for that."""
+        self.results(databases[0])
+        self.refused(self.of(store, databases[0]), "nothing that the database refers to .is its disk mounted")
+        assert places(store) == []
+
+    def test_a_server_that_finds_nothing_has_lost_nothing(self, s3_server: S3Server, databases: list[Database]):
+        """A proxy answers 404 for whatever it does not know."""
+        with Proxy(s3_server) as proxy:
+            store = self.of(opened(proxy.url, f"s3://{s3_server.create_bucket()}/found"), databases[0])
+            data = self.results(databases[0])[0]
+            sha256 = hashlib.sha256(data).hexdigest()
+            opened(s3_server.url, "s3://gauntlet/found").put(data)
+            assert store.get(sha256) == data
+            proxy.refusing = 404
+            with pytest.raises(StoreAway, match="is its disk mounted"):
+                store.get(sha256)
+            proxy.refusing = None
+            assert store.get(sha256) == data
+
+    def test_a_database_has_one_name(self, database_url: str):
+        with factories.opened(database_url) as database, ThreadPoolExecutor(4) as pool:
+            names = set(pool.map(lambda _: Owner(database).name(), range(8)))
+        assert len(names) == 1
+
+    def test_a_database_that_does_not_answer(self, tmp_path: Path):
+        without_tables = factories.opened(f"sqlite:///{tmp_path / 'empty.db'}")
+        with without_tables as database, pytest.raises(StoreAway, match="the database does not say whose the artifact"):
+            FolderStore(tmp_path, Owner(database)).put(b"x")

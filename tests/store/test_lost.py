@@ -11,6 +11,7 @@ from store.artifacts import FolderStore
 from store.database import Database
 from store.jobs import cancel
 from store.models import Event, LostResult, Result, StageLog
+from store.ownership import Owner
 from store.results import Filters, stamp, whitebox
 from store.stages import Bell, Claim, StaleFence
 from tests import factories
@@ -179,8 +180,10 @@ def test_doctor_repairs(database: Database, tmp_path: Path):
 def test_a_disk_that_is_not_mounted_is_no_loss(database: Database, tmp_path: Path):
     """Nothing is withdrawn because of a folder that holds nothing at all."""
     done(database)
+    owner = Owner(database)
+    owner.name()
     before = factories.everything(database)
-    (said,) = repair(database, FolderStore(tmp_path / "gone"))
+    (said,) = repair(database, FolderStore(tmp_path / "gone", owner))
     assert "could not be checked" in said
     assert "is its disk mounted" in said
     assert factories.everything(database) == before
