@@ -1,4 +1,8 @@
-"""Back up and restore the whole service: every row and every artifact, in one file that fits either database."""
+"""Back up and restore the whole service: every row and every artifact, in one file that fits either database.
+
+Rows are written and read as the schema of their time has them: a backup of an older revision is restored into a
+database taken down to that revision, which is then migrated as the service's own database was.
+"""
 
 import hashlib
 import io
@@ -6,11 +10,12 @@ import json
 import os
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from sqlalchemy import Table, func, insert, select, text
+from sqlalchemy import JSON, MetaData, Table, insert, literal, select, text
 from sqlalchemy.orm import Session
 
 from core.errors import GauntletError
@@ -19,10 +24,9 @@ from store.artifacts import ArtifactStore
 from store.database import Database, to_json, unhurried
 from store.files import sync_folder
 from store.garbage import referenced
-from store.models import Base
 
-LEFT_OUT = ("workers", "leases")
-"""Rows about processes, which a restored service has others of."""
+LEFT_OUT = ("workers", "leases", "alembic_version")
+"""Rows about processes, which a restored service has others of, and about the database itself."""
 CHUNK = 200
 FORMAT = 1
 
@@ -31,8 +35,14 @@ class BackupError(GauntletError):
     """A backup cannot be written, or a file cannot be restored; the message says why."""
 
 
-def _tables() -> list[Table]:
-    return [table for table in Base.metadata.sorted_tables if table.name not in LEFT_OUT]
+def _tables(session: Session) -> list[Table]:
+    """Return the tables as the database has them at its revision, parents before children."""
+    found = MetaData()
+    found.reflect(session.connection(), only=lambda name, _: name not in LEFT_OUT)
+    for column in (column for table in found.sorted_tables for column in table.columns):
+        if isinstance(column.type, JSON):
+            column.type.none_as_null = True
+    return found.sorted_tables
 
 
 def backup(database: Database, store: ArtifactStore, path: Path) -> dict[str, int]:
@@ -63,7 +73,7 @@ def _write(database: Database, store: ArtifactStore, path: Path) -> dict[str, in
         with tarfile.open(fileobj=file, mode="w") as tar:
             head = {"format": FORMAT, "revision": migrate.revision_of(database)}
             _add(tar, "backup.json", json.dumps(head).encode())
-            for table in _tables():
+            for table in _tables(session):
                 counts[table.name] = _add_table(tar, session, table)
             counts["artifact bytes"] = sum(_add_artifact(tar, store, sha256) for sha256 in sorted(referenced(session)))
         file.flush()
@@ -89,24 +99,49 @@ def restore(database: Database, store: ArtifactStore, path: Path) -> dict[str, i
     """Return table -> rows read from `path` into a migrated database that is empty.
 
     Raises:
-        BackupError: the database is not empty or at another revision, or the file is no backup or damaged.
+        BackupError: the database is not empty, or the file is no backup, damaged, or of a later version.
     """
-    counts: dict[str, int] = {}
-    try:
-        tar = tarfile.open(path)  # noqa: SIM115 - closed by the with below
-    except (OSError, tarfile.TarError) as error:
-        raise BackupError(f"{path} is no backup: {error}") from error
     store.require_ours()  # now: on SQLite nobody can be asked while this one writes
-    with tar, database.write() as session:
+    try:
+        with tarfile.open(path) as tar:
+            return _restored(database, store, tar)
+    except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+        raise BackupError(f"{path} is no backup, or is damaged: {error}") from error
+
+
+def _restored(database: Database, store: ArtifactStore, tar: tarfile.TarFile) -> dict[str, int]:
+    wanted, newest = _revision(tar), migrate.head()
+    if migrate.revision_of(database) != newest:
+        raise BackupError(f"the database is not at revision {newest}: run `alembic upgrade head` first")
+    with database.read() as session:
+        _require_empty(session, _tables(session))
+    if wanted == newest:
+        return _insert(database, store, tar)
+    url = database.url.render_as_string(hide_password=False)
+    migrate.downgrade(url, wanted)
+    try:
+        return _insert(database, store, tar)
+    finally:
+        migrate.upgrade(url)
+
+
+def _insert(database: Database, store: ArtifactStore, tar: tarfile.TarFile) -> dict[str, int]:
+    with database.write() as session:
         unhurried(session)
-        _check(tar, database, session)
+        tables = _tables(session)
+        _require_empty(session, tables)
+        brought: set[str] = set()
         for member in tar:
             if member.name.startswith("artifacts/"):
-                _put(store, member.name.removeprefix("artifacts/"), _open(tar, member.name).read())
-        for table in _tables():
-            counts[table.name] = _insert(tar, session, table)
+                sha256 = member.name.removeprefix("artifacts/")
+                _put(store, sha256, _open(tar, member).read())
+                brought.add(sha256)
+        counts = {table.name: _insert_table(tar, session, table) for table in tables}
+        lacking = referenced(session) - brought
+        if lacking:
+            raise BackupError(f"the backup is cut short: it lacks {len(lacking)} artifacts to which its rows refer")
         if not database.is_sqlite:
-            _advance_sequences(session)
+            _advance_sequences(session, tables)
     return counts
 
 
@@ -116,7 +151,7 @@ def _put(store: ArtifactStore, sha256: str, data: bytes) -> None:
     store.put(data)
 
 
-def _insert(tar: tarfile.TarFile, session: Session, table: Table) -> int:
+def _insert_table(tar: tarfile.TarFile, session: Session, table: Table) -> int:
     lines = _open(tar, f"tables/{table.name}.jsonl")
     number = 0
     while rows := [json.loads(line) for line in islice(lines, CHUNK)]:
@@ -125,23 +160,27 @@ def _insert(tar: tarfile.TarFile, session: Session, table: Table) -> int:
     return number
 
 
-def _check(tar: tarfile.TarFile, database: Database, session: Session) -> None:
+def _revision(tar: tarfile.TarFile) -> str:
     head = json.loads(_open(tar, "backup.json").read())
-    revision = migrate.revision_of(database)
-    if head.get("format") != FORMAT or head.get("revision") != revision:
+    if head.get("format") != FORMAT or head.get("revision") not in migrate.revisions():
         raise BackupError(
-            f"the backup is of revision {head.get('revision')}, the database at {revision}: migrate first"
+            f"the backup is of revision {head.get('revision')}, which this version does not know: restore it with the "
+            "version that wrote it, or a later one"
         )
-    for table in _tables():
-        if session.scalar(select(func.count()).select_from(table)):
+    return str(head["revision"])
+
+
+def _require_empty(session: Session, tables: Sequence[Table]) -> None:
+    for table in tables:
+        if session.execute(select(literal(1)).select_from(table).limit(1)).first():
             raise BackupError(f"the database is not empty ({table.name} has rows); restore into a new one")
 
 
-def _advance_sequences(session: Session) -> None:
+def _advance_sequences(session: Session, tables: Sequence[Table]) -> None:
     """Set every sequence behind the ids that were inserted by hand."""
-    for table in _tables():
+    for table in tables:
         if "id" in table.columns:
-            name = table.name  # ours, from the metadata
+            name = table.name  # ours, from a migration
             session.execute(
                 text(
                     f"SELECT setval(pg_get_serial_sequence('{name}', 'id'), "  # noqa: S608
@@ -162,7 +201,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(entry, io.BytesIO(data))
 
 
-def _open(tar: tarfile.TarFile, name: str) -> IO[bytes]:
+def _open(tar: tarfile.TarFile, name: str | tarfile.TarInfo) -> IO[bytes]:
     try:
         file = tar.extractfile(name)
     except KeyError:

@@ -39,9 +39,14 @@ def downgrade(url: str, revision: str) -> None:
     command.downgrade(_config(url), revision)
 
 
+def revisions() -> list[str]:
+    """Return the revisions this code knows, oldest first."""
+    return sorted(path.name.partition("_")[0] for path in (_ROOT / "migrations" / "versions").glob("[0-9]*_*.py"))
+
+
 def head() -> str:
     """Return the newest revision this code knows."""
-    return max(path.name.partition("_")[0] for path in (_ROOT / "migrations" / "versions").glob("[0-9]*_*.py"))
+    return revisions()[-1]
 
 
 def revision_of(database: Database) -> str | None:

@@ -1,8 +1,10 @@
 """Doctor, garbage collection, backup and restore, on real databases and real folders."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -208,6 +210,61 @@ def slowed(step: Any) -> Any:
         return step(*arguments)
 
     return slow
+
+
+@pytest.mark.parametrize("revision", ["0001", "0002"])
+def test_a_backup_of_an_older_revision_is_migrated(
+    sqlite_template: Path, database_url: str, store: FolderStore, tmp_path: Path, revision: str
+) -> None:
+    file, old_url = tmp_path / "old.tar", f"sqlite:///{shutil.copy(sqlite_template, tmp_path / 'old.db')}"
+    with opened(old_url) as old:
+        filled(old, store)
+    migrate.downgrade(old_url, revision)
+    with opened(old_url) as old:
+        backup(old, store, file)
+    migrate.upgrade(old_url)
+    with opened(old_url) as old:
+        before = rows(old)
+    other = FolderStore(tmp_path / "other")
+    with opened(database_url) as database:
+        assert restore(database, other, file)["jobs"] == 2
+        assert migrate.revision_of(database) == migrate.head()
+        assert rows(database) == before
+        assert doctor(database, other) == []
+        with pytest.raises(BackupError, match="not empty"):
+            restore(database, other, file)
+        assert migrate.revision_of(database) == migrate.head()
+
+
+def test_a_backup_of_a_later_version_is_refused(sqlite_url: str, store: FolderStore, tmp_path: Path) -> None:
+    file = tmp_path / "all.tar"
+    with opened(sqlite_url) as database:
+        backup(database, store, file)
+        told = f'"revision": "{migrate.head()}"'.encode()
+        file.write_bytes(file.read_bytes().replace(told, b'"revision": "9999"'))
+        with pytest.raises(BackupError, match="of revision 9999, which this version does not know"):
+            restore(database, store, file)
+
+
+def test_a_backup_that_was_cut_short_is_refused_whole(sqlite_url: str, store: FolderStore, tmp_path: Path) -> None:
+    """Wherever it ends: between two artifacts, which a tar file does not notice, or within anything."""
+    file = tmp_path / "all.tar"
+    with opened(sqlite_url) as database:
+        filled(database, store)
+        backup(database, store, file)
+        factories.empty(database)
+        data = file.read_bytes()
+        with tarfile.open(file) as tar:
+            *_, one, last = tar.getmembers()
+            inside = tar.getmember("tables/stages.jsonl").offset_data + 100
+        for end in (last.offset, last.offset + 512, one.offset + 256, inside, 512, 100, 0):
+            file.write_bytes(data[:end])
+            with pytest.raises(BackupError, match=r"cut short|damaged|lacks"):
+                restore(database, FolderStore(tmp_path / "other"), file)
+            assert not any(factories.everything(database).values())
+        file.write_bytes(data.replace(b'"priority"', b'"priority'))
+        with pytest.raises(BackupError, match="damaged"):
+            restore(database, FolderStore(tmp_path / "other"), file)
 
 
 def test_a_damaged_backup_is_refused_whole(sqlite_url: str, store: FolderStore, tmp_path: Path) -> None:
