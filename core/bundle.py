@@ -7,6 +7,7 @@ that every count in the file can be counted again by whoever reads it.
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -162,11 +163,19 @@ def write(
         if name not in leave_out and file.sha256 not in absent
     }
     partial = path.with_name(path.name + ".partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as zipped:
-        zipped.writestr(_member(MANIFEST), json.dumps(manifest.model_dump(mode="json"), sort_keys=True, indent=1))
-        for sha256 in sorted(wanted):
-            zipped.writestr(_member(f"artifacts/{sha256}"), artifact(sha256))
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
+                text = json.dumps(manifest.model_dump(mode="json"), sort_keys=True, indent=1)
+                zipped.writestr(_member(MANIFEST), text)
+                for sha256 in sorted(wanted):
+                    zipped.writestr(_member(f"artifacts/{sha256}"), artifact(sha256))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     return len(wanted)
 
 

@@ -6,9 +6,10 @@ deleted over HTTP, and results that no worker of this service computed come in o
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.datasets import DATASETS
@@ -21,7 +22,7 @@ from store.database import Database, unhurried
 from store.garbage import collect, referenced
 from store.invariants import checked
 from store.models import StageState
-from store.settings import settings
+from store.settings import Settings, settings
 from store.transfer import export, import_file
 
 GRACE_HOURS = 24.0
@@ -39,20 +40,23 @@ def doctor(database: Database, store: ArtifactStore, *, artifacts: bool = True) 
     with database.read() as session:
         unhurried(session)
         kept = referenced(session)
-    return wrong + list(unsound(store, sorted(kept)).values())
+    return wrong + list(_unsound(store, sorted(kept)))
 
 
-def unsound(store: ArtifactStore, kept: Sequence[str]) -> dict[str, str]:
-    """Return what is wrong with those of the artifacts that cannot be had."""
-    wrong: dict[str, str] = {}
-    for sha256 in kept:
+def _unsound(store: ArtifactStore, kept: Sequence[str]) -> Iterator[str]:
+    """Yield what is wrong with the artifacts that cannot be had; where the store is away no more are asked for."""
+    for number, sha256 in enumerate(kept):
         try:
             store.get(sha256)
         except ArtifactCorrupt as error:
-            wrong[sha256] = str(error)
+            yield str(error)
         except StoreAway as error:
-            wrong[sha256] = f"artifact {sha256} could not be checked: {error}"
-    return wrong
+            try:
+                store.require_ours()
+            except StoreAway as away:
+                yield f"{len(kept) - number} artifacts could not be checked: {away}"
+                return
+            yield f"artifact {sha256} could not be checked: {error}"
 
 
 def repair(database: Database, store: ArtifactStore) -> list[str]:
@@ -90,15 +94,23 @@ def recompute(database: Database, key: str) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     """Return 0 where all is well or done, 1 where something is wrong."""
     options = _parser().parse_args(argv)
-    chosen = settings()
+    try:
+        return _answered(options, settings())
+    except ValidationError as error:
+        found = error.errors()[0]
+        why = ": ".join([*(str(name).upper() for name in found["loc"]), found["msg"].removeprefix("Value error, ")])
+    except (GauntletError, SQLAlchemyError, OSError, ImportError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+    print(f"gauntlet {options.command}: {why}", file=sys.stderr)
+    return 1
+
+
+def _answered(options: argparse.Namespace, chosen: Settings) -> int:
     if options.command == "data":
         return _data(options.name, (options.data_dir or chosen.data_dir).expanduser().absolute())
     database = Database(chosen.sql_url)
     try:
         return _run(options, database, open_store(chosen.artifacts, chosen.s3, database))
-    except (GauntletError, SQLAlchemyError) as error:
-        print(f"gauntlet {options.command}: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
     finally:
         database.close()
 

@@ -294,13 +294,14 @@ def open_store(url: str, s3: Mapping[str, str] | None = None, database: Database
     It is `database`'s or refuses; without one nobody asks whose it is, and what it lacks counts as lost.
 
     Raises:
-        SpecError: the URL's scheme is not one we store to, or it names no bucket.
+        SpecError: the URL's scheme is not one we store to, it names no bucket or no absolute folder, or more than that.
     """
     parts = urlsplit(url)
     owner = database and Owner(database)
-    if parts.scheme == "file":
+    plain = not parts.query and not parts.fragment
+    if plain and parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
         return FolderStore(Path(unquote(parts.path)), owner)
-    if parts.scheme == "s3" and parts.netloc:
+    if plain and parts.scheme == "s3" and parts.netloc:
         from store.s3 import BucketStore
 
         return BucketStore(parts.netloc, unquote(parts.path).strip("/"), s3 or {}, owner)

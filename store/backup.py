@@ -101,7 +101,6 @@ def restore(database: Database, store: ArtifactStore, path: Path) -> dict[str, i
     Raises:
         BackupError: the database is not empty, or the file is no backup, damaged, or of a later version.
     """
-    store.require_ours()  # now: on SQLite nobody can be asked while this one writes
     try:
         with tarfile.open(path) as tar:
             return _restored(database, store, tar)
@@ -115,6 +114,7 @@ def _restored(database: Database, store: ArtifactStore, tar: tarfile.TarFile) ->
         raise BackupError(f"the database is not at revision {newest}: run `alembic upgrade head` first")
     with database.read() as session:
         _require_empty(session, _tables(session))
+    store.require_ours()  # now: on SQLite nobody can be asked while this one writes
     if wanted == newest:
         return _insert(database, store, tar)
     url = database.url.render_as_string(hide_password=False)

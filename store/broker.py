@@ -22,7 +22,6 @@ from store.stages import Bell
 log = logging.getLogger(__name__)
 
 TASK = "gauntlet.work"
-QUEUES = ("gpu", "cpu")
 MAX_BELLS = 32
 """Bells rung for one event; the keeper rings the rest as hands become free."""
 STALE_BELL_SECONDS = 600

@@ -8,6 +8,10 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+QUEUES = ("gpu", "cpu")
+"""What a stage may need, and a worker may serve."""
+DATABASES = ("postgresql", "postgres", "sqlite")
+
 
 class Settings(BaseSettings):
     """Every setting of the service; the environment variable is the field's name in capitals."""
@@ -70,6 +74,22 @@ class Settings(BaseSettings):
     def _absolute(cls, folder: Path) -> Path:
         return folder.expanduser().absolute()
 
+    @field_validator("database_url")
+    @classmethod
+    def _of_a_known_database(cls, url: str) -> str:
+        scheme, separator, _ = url.partition("://")
+        if url and not (separator and scheme.partition("+")[0] in DATABASES):
+            raise ValueError("must be like postgresql+psycopg://user:password@host/name or sqlite:////folder/file")
+        return url
+
+    @field_validator("worker_queues")
+    @classmethod
+    def _of_known_queues(cls, given: str) -> str:
+        unknown = [name for name in _names(given) if name not in QUEUES]
+        if unknown:
+            raise ValueError(f"there is no queue {unknown[0]!r}, only {' and '.join(QUEUES)}")
+        return given
+
     @model_validator(mode="after")
     def _leases_outlive_heartbeats(self) -> "Settings":
         if self.lease_seconds < 2 * self.heartbeat_seconds:
@@ -90,7 +110,12 @@ class Settings(BaseSettings):
     @property
     def host_names(self) -> tuple[str, ...]:
         """The names of ALLOWED_HOSTS."""
-        return tuple(name.strip().lower() for name in self.allowed_hosts.split(",") if name.strip())
+        return tuple(_names(self.allowed_hosts.lower()))
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues of WORKER_QUEUES; none where the device decides."""
+        return _names(self.worker_queues)
 
     @property
     def artifacts(self) -> str:
@@ -107,6 +132,10 @@ class Settings(BaseSettings):
             "secret_access_key": self.aws_secret_access_key,
         }
         return {name: value for name, value in given.items() if value}
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
 
 
 @cache

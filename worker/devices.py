@@ -4,8 +4,7 @@ import logging
 from collections.abc import Callable
 
 from core.provenance import device_class, device_name
-from store.broker import QUEUES
-from store.settings import Settings
+from store.settings import QUEUES, Settings
 
 __all__ = ["computes", "device_class", "device_name", "queues"]
 log = logging.getLogger(__name__)
@@ -28,6 +27,4 @@ def computes() -> bool:
 
 def queues(settings: Settings, has_cuda: Callable[[], bool]) -> list[str]:
     """Return the queues to serve: WORKER_QUEUES, else gpu and cpu where there is a CUDA device, else cpu."""
-    if settings.worker_queues:
-        return [name.strip() for name in settings.worker_queues.split(",") if name.strip()]
-    return list(QUEUES) if has_cuda() else ["cpu"]
+    return settings.queues or (list(QUEUES) if has_cuda() else ["cpu"])

@@ -1,6 +1,7 @@
 """Doctor, garbage collection, backup and restore, on real databases and real folders."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,9 @@ import pytest
 from sqlalchemy import delete, func, select, text, update
 
 from core.errors import ArtifactCorrupt
+from store import admin, invariants, migrate, stages
 from store import backup as backup_module
 from store import database as database_module
-from store import invariants, migrate, stages
 from store.admin import doctor
 from store.artifacts import ArtifactStore, FolderStore, open_store, place_of
 from store.backup import LEFT_OUT, BackupError, backup, restore
@@ -27,7 +28,9 @@ from store.database import Database
 from store.garbage import collect, discard, referenced
 from store.invariants import RULES, Rule
 from store.models import Artifact, Base, Result, Stage
+from store.ownership import Owner
 from store.s3 import BucketStore
+from store.settings import Settings
 from tests import factories
 from tests.factories import claim, finish, opened, post, stored, succeed, trainings, transfer, try_claim
 
@@ -434,6 +437,20 @@ def test_a_rule_that_cannot_be_checked_hides_no_other(
     assert all("without a result" in sentence for sentence in others)
 
 
+def test_a_store_that_is_away_is_asked_once(sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    get = FolderStore.get
+    monkeypatch.setattr(FolderStore, "get", lambda *given: (asked.append(given), get(*given))[1])
+    with opened(sqlite_url) as database:
+        store = FolderStore(tmp_path / "artifacts", Owner(database))
+        store.require_ours()
+        filled(database, store)
+        store._folder.rename(tmp_path / "elsewhere")
+        (said,) = doctor(database, store)
+    assert len(asked) == 1
+    assert re.match(r"\d+ artifacts could not be checked: the artifact store .* has nothing that", said)
+
+
 def test_an_artifact_that_cannot_be_read_hides_no_other(sqlite_url: str, store: FolderStore) -> None:
     with opened(sqlite_url) as database:
         filled(database, store)
@@ -444,6 +461,36 @@ def test_an_artifact_that_cannot_be_read_hides_no_other(sqlite_url: str, store: 
         unreadable, altered = doctor(database, store)
     assert unreadable.startswith(f"artifact {one.name} could not be checked: ")
     assert altered == f"artifact {other.name} has been altered in the store"
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "said"),
+    [
+        ("backup nowhere/b.tar", "PORT=8000", "No such file or directory: 'nowhere/b.tar.partial'"),
+        ("export nowhere/x.zip --job 1", "PORT=8000", "No such file or directory: 'nowhere/x.zip.partial'"),
+        ("restore nowhere.tar", "PORT=8000", "nowhere.tar is no backup, or is damaged"),
+        ("doctor", "PORT=abc", "PORT: Input should be a valid integer"),
+        ("gc", "DATABASE_URL=nonsense", "DATABASE_URL: must be like postgresql"),
+        ("gc", "DATABASE_URL=postgresql+nothing://host/name", "nothing"),
+        ("doctor", "LEASE_SECONDS=1", "LEASE_SECONDS (1.0) must be at least"),
+        ("gc", "ARTIFACT_URL=file://data/artifacts", "only file:///folder"),
+    ],
+)
+def test_a_mistake_is_answered_in_a_sentence(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    command: str, setting: str, said: str,
+) -> None:  # fmt: skip
+    with opened(sqlite_url) as database:
+        post(database, trainings())
+        finish(database)
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("STATE_DIR", "state"), ("DATABASE_URL", sqlite_url), setting.split("=", 1)):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(admin, "settings", Settings)
+    assert admin.main(command.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert line.startswith(f"gauntlet {command.split(maxsplit=1)[0]}: ")
 
 
 def test_the_commands_answer_and_exit(sqlite_url: str, tmp_path: Path) -> None:

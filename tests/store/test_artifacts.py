@@ -238,9 +238,13 @@ class TestBucket:
         assert store.get(store.put(b"weights")) == b"weights"
 
 
-@pytest.mark.parametrize("url", ["s3:///folder", "gs://bucket/folder", "/plain/path", "http://host/x", ""])
+@pytest.mark.parametrize(
+    "url",
+    ["s3:///folder", "gs://bucket/folder", "/plain/path", "http://host/x", "", "file://data/artifacts",
+     "file:artifacts", "file:///folder?x=1", "file:///folder#1", "s3://bucket/prefix?x=1"],
+)  # fmt: skip
 def test_other_places_are_refused(url: str):
-    with pytest.raises(SpecError, match="ARTIFACT_URL") as refused:
+    with pytest.raises(SpecError, match=r"ARTIFACT_URL .* only file:///folder and s3://bucket/prefix") as refused:
         open_store(url)
     assert refused.value.path == ("ARTIFACT_URL",)
 

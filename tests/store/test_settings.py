@@ -78,6 +78,9 @@ def test_folders_are_absolute_and_home_is_known(monkeypatch: pytest.MonkeyPatch,
         ("MAX_LOSSES", "0"),
         ("DEVICE", "tpu"),
         ("CPU_THREADS", "-1"),
+        ("WORKER_QUEUES", "gpu,gppu"),
+        ("DATABASE_URL", "nonsense"),
+        ("DATABASE_URL", "mysql://user@host/name"),
     ],
 )
 def test_nonsense_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str):

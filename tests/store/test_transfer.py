@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from core import bundle, run
 from core.bundle import BundleError
-from core.errors import SpecError
+from core.errors import ArtifactCorrupt, SpecError
 from core.stages.base import Finished
 from store import jobs, results, stages
 from store.admin import doctor
@@ -225,6 +225,14 @@ def test_out_of_one_service_into_another(
         export(other, elsewhere, again, suite=None, job=done.jobs[0])
     first, last = bundle.read(carried).manifest.stages, bundle.read(again).manifest.stages
     assert {key: entry.artifacts for key, entry in first.items()} == {k: entry.artifacts for k, entry in last.items()}
+
+
+def test_what_cannot_be_finished_leaves_no_file(database: Database, store: ArtifactStore, tmp_path: Path):
+    job_id = factories.post(database)
+    factories.finish(database)  # and nobody has put what that refers to
+    with pytest.raises(ArtifactCorrupt):
+        export(database, store, tmp_path / "x.zip", suite=None, job=job_id)
+    assert list(tmp_path.glob("x.zip*")) == []
 
 
 def test_only_what_has_finished_goes_out(database: Database, store: ArtifactStore, tmp_path: Path):
