@@ -36,6 +36,7 @@ def white_box(iterations: int) -> dict[str, Any]:
         "defenses": [{"kind": "natural"}],
         "attacks": [FGSM],
         "substitutes": [],
+        "transfer": None,
     }
 
 

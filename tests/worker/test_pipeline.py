@@ -68,7 +68,8 @@ def _its_model_can_be_attacked_again(service: Service, job: dict[str, Any]) -> N
 def test_hopeless_training(service: Service) -> None:
     """It fails at once with its cause and traceback; what needed it is cancelled with a reason."""
     hopeless = {"iterations": 40, "batch_size": 16, "optimiser": "sgd", "lr": 10, "weight_decay": 1}
-    spec = {**specs.benchmark(), "training": hopeless, "defenses": [{"kind": "natural"}], "substitutes": []}
+    alone = {"defenses": [{"kind": "natural"}], "substitutes": [], "transfer": None}
+    spec = {**specs.benchmark(), "training": hopeless, **alone}
     job = service.finished(service.post(spec))
     assert job["state"] == "failed"
     train = service.stage(job, "train")
