@@ -22,6 +22,8 @@ from worker.process import WorkerProcess
 
 CLAIM = re.compile(r"UPDATE stages SET state=\S+, fence=\(stages\.fence \+ \S+\), .* AND stages\.state = ")
 OWN = re.compile(r"UPDATE workers SET .* WHERE workers\.incarnation = ")
+OF_NOBODY = re.compile(r"DELETE FROM artifacts WHERE artifacts\.sha256 IN ")
+"""Rows that are locked, and to which nothing refers."""
 OF_A_STAGE = re.compile(
     r"(UPDATE|DELETE FROM|INSERT INTO) (stages|attempts|results|evaluations|stage_artifacts|checkpoints|stage_logs)\b"
 )
@@ -62,6 +64,7 @@ def unfenced(statements: list[str]) -> list[str]:
             and not (
                 FENCED.search(statement)
                 or OWN.match(statement)
+                or OF_NOBODY.match(statement)
                 or any(one.match(statement) for one in ALLOWED.values())
             )
         ):
