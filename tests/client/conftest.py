@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from store.artifacts import open_store
 from store.database import Database
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +48,7 @@ def served(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     database = Database(url)
     try:
         _wait(f"http://127.0.0.1:{port}/healthz", process)
+        open_store((folder / "artifacts").as_uri(), database=database).require_ours()  # before made-up results
         yield Served(port, database)
     finally:
         database.close()
