@@ -7,7 +7,9 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
@@ -109,28 +111,42 @@ class Ringer:
 
     def __init__(self, app: Celery):
         self._app = app
-        self._bells: Queue[Bell | None] = Queue(maxsize=10_000)
-        self._thread = threading.Thread(target=self._send_all, name="ringer", daemon=True)
+        self._calls: Queue[Callable[[], object] | None] = Queue(maxsize=10_000)
+        self._trouble: Exception | None = None
+        self._thread = threading.Thread(target=self._do_all, name="ringer", daemon=True)
         self._thread.start()
 
     def ring(self, bells: Iterable[Bell]) -> None:
         """Take bells to send and return at once; those beyond what is useful now are the keeper's."""
         for bell in list(bells)[:MAX_BELLS]:
-            try:
-                self._bells.put_nowait(bell)
-            except Full:
-                return
+            self._ask(partial(self._send, bell))
+
+    def trouble(self) -> Exception | None:
+        """Return why the broker could not be reached when it was last tried, and have it tried again."""
+        self._ask(self._connect)
+        return self._trouble
 
     def close(self, timeout: float = 3.0) -> None:
         """Send what is waiting, as far as `timeout` seconds allow."""
-        self._bells.put(None)
+        self._calls.put(None)
         self._thread.join(timeout)
 
-    def _send_all(self) -> None:
-        while (bell := self._bells.get()) is not None:
+    def _ask(self, call: Callable[[], object]) -> None:
+        with suppress(Full):
+            self._calls.put_nowait(call)
+
+    def _send(self, bell: Bell) -> None:
+        self._app.send_task(TASK, args=[bell.stage_id], queue=bell.queue, expires=STALE_BELL_SECONDS, retry=False)
+
+    def _connect(self) -> None:
+        with self._app.connection_for_write() as connection:
+            connection.connect()
+
+    def _do_all(self) -> None:
+        while (call := self._calls.get()) is not None:
             try:
-                self._app.send_task(
-                    TASK, args=[bell.stage_id], queue=bell.queue, expires=STALE_BELL_SECONDS, retry=False
-                )
+                call()
+                self._trouble = None
             except Exception as error:
-                log.warning("bell for stage %s not sent, the keeper will: %s", bell.stage_id, error)
+                self._trouble = error
+                log.warning("the broker takes no bells: %s", error)

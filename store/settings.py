@@ -60,6 +60,8 @@ class Settings(BaseSettings):
     """How often a worker renews its lease and reports."""
     lease_seconds: float = Field(default=60.0, gt=0)
     """How long a lease lasts without renewal; an orphaned stage runs again after that."""
+    look_seconds: float = Field(default=10.0, gt=0)
+    """How often an idle worker looks for work that no message tells of; Redis may be away."""
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """How often a training writes a checkpoint."""
     keeper_seconds: float = Field(default=1.0, gt=0)

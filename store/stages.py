@@ -72,7 +72,7 @@ TELLING_SECONDS = 1.0
 BACKOFF_SECONDS = 2.0
 MAX_BACKOFF_SECONDS = 60.0
 JITTER = 0.25
-"""Share by which a backoff may be shorter, so that what failed together is not tried again together."""
+"""Share by which a pause may differ, so that what failed together is not tried again together."""
 
 
 def _is(state: StageState) -> Any:

@@ -30,9 +30,10 @@ QUICK = {
     "LEASE_SECONDS": "3",
     "KEEPER_SECONDS": "0.3",
     "CHECKPOINT_SECONDS": "0.25",
+    "LOOK_SECONDS": "120",
     "CPU_THREADS": "1",
 }
-"""Orphans are noticed within seconds."""
+"""Orphans are noticed within seconds; idle workers go by their bells."""
 LEASE = float(QUICK["LEASE_SECONDS"])
 STOP_SECONDS = 20.0
 LOG_LINES = 40

@@ -8,12 +8,14 @@ import contextlib
 import gc
 import logging
 import queue
+import random
 import signal
 import socket
 import sys
 import threading
 
 from store.settings import settings
+from store.stages import JITTER
 from worker.app import BELL
 from worker.crashpoints import break_device, limit_memory
 from worker.devices import computes
@@ -28,9 +30,11 @@ EXIT_BROKEN = 76
 class Line:
     """The child's end of the line: bells come in, and an answer goes out for each."""
 
-    def __init__(self, process: WorkerProcess):
+    def __init__(self, process: WorkerProcess, line: socket.socket, look_seconds: float):
+        """`look_seconds` is how long it hears nothing, more or less, before it looks for work all the same."""
         self._process = process
-        self._socket = socket.socket(fileno=0)
+        self._socket = line
+        self._look_seconds = look_seconds
         self._bells: queue.SimpleQueue[bool] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="line", daemon=True).start()
 
@@ -40,12 +44,20 @@ class Line:
         self._bells.put(False)
 
     def serve(self) -> None:
-        """Look for work now and at every bell, until the line ends."""
+        """Look for work now, at every bell and now and then, until the line ends."""
         self._look()
-        while self._bells.get():
+        while self._heard():
             self._look()
             with contextlib.suppress(OSError):
                 self._socket.sendall(BELL)
+
+    def _heard(self) -> bool:
+        """Return whether there is a bell to answer; false at the end of the line."""
+        while True:
+            try:
+                return self._bells.get(timeout=self._look_seconds * random.uniform(1 - JITTER, 1 + JITTER))
+            except queue.Empty:
+                self._look()
 
     def _look(self) -> None:
         try:
@@ -72,7 +84,7 @@ def main() -> None:
         sys.exit(EXIT_BROKEN)
     break_device()
     process = WorkerProcess(settings())
-    line = Line(process)
+    line = Line(process, socket.socket(fileno=0), settings().look_seconds)
     signal.signal(signal.SIGTERM, line.hang_up)
     process.start()
     gc.freeze()  # torch has a quarter of a million objects: 120 ms for every full collection, in the middle of a stage

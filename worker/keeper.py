@@ -70,7 +70,7 @@ class Keeper:
             if not workers.hold(session, LEASE, self._owner, HOLD_TICKS * self._settings.keeper_seconds):
                 return
         self._ticks += 1
-        rare = [self._repair, self._forget] if self._ticks % REPAIR_EVERY == 1 else []
+        rare = [self._repair, self._forget, self._reach_the_broker] if self._ticks % REPAIR_EVERY == 1 else []
         bells = [bell for duty in (self._reap, *rare, self._hear) for bell in self._do(duty)]
         crashpoint("in-dispatch")
         self._ringer.ring(bells)
@@ -80,7 +80,7 @@ class Keeper:
 
     def _do(self, duty: Callable[[], list[Bell]]) -> list[Bell]:
         """Return the bells of a duty, none where it could not be done."""
-        name = duty.__name__.strip("_")
+        name = duty.__name__.strip("_").replace("_", " ")
         self._failing.add(name)
         try:
             bells = duty()
@@ -108,6 +108,11 @@ class Keeper:
     def _forget(self) -> list[Bell]:
         with self._database.write() as session:
             workers.forget_old(session)
+        return []
+
+    def _reach_the_broker(self) -> list[Bell]:
+        if trouble := self._ringer.trouble():
+            raise trouble
         return []
 
     def _hear(self) -> list[Bell]:

@@ -1,13 +1,16 @@
 """The main process and its children: replaced when they die, rung and waited for without a race, at last given up."""
 
 import os
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +19,7 @@ from tests.worker import specs
 from worker import app
 from worker.__main__ import EXIT_NO_CHILD
 from worker.app import Child, Children
+from worker.child import Line
 
 ANSWERS = "import socket; line = socket.socket(fileno=0)\nwhile line.recv(1): line.sendall(b'!')"
 DIES_AT_A_BELL = "import socket; socket.socket(fileno=0).recv(1)"
@@ -106,6 +110,35 @@ def test_returns_when_one_is_idle() -> None:
             assert not ring.is_alive()
     finally:
         crew.stop()
+
+
+class Looker:
+    """In place of the process that computes: counts how often it looks for work."""
+
+    looks = 0
+
+    def work(self) -> None:
+        self.looks += 1
+
+    def drain(self) -> None:
+        """There is nothing to drain."""
+
+
+def test_it_looks_by_itself_and_answers_bells_only() -> None:
+    """A broker that is away rings nobody; an answer to no bell would be taken for that to the next."""
+    looker: Any = Looker()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        child = threading.Thread(target=Line(looker, theirs, 0.02).serve, daemon=True)
+        child.start()
+        wait_until("it looks", lambda: looker.looks > 3)
+        ours.settimeout(5)
+        ours.sendall(b"!")
+        assert ours.recv(64) == b"!"
+        ours.shutdown(socket.SHUT_WR)
+        child.join(5)
+        assert not child.is_alive()
+        assert select.select([ours], [], [], 0)[0] == []
 
 
 @pytest.mark.slow

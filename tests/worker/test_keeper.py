@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from store import stages, workers
 from store.settings import Settings
-from tests import factories
+from tests import factories, servers
+from tests.processes import wait_until
 from worker.keeper import HOLD_TICKS, LEASE, REPAIR_EVERY, Keeper
 
 
@@ -30,6 +32,21 @@ def test_a_dead_keeper_is_waited_for_three_ticks(database_url: str, tmp_path: Pa
     for keeper in (dead, next_one):
         keeper.stop()
         keeper.run()
+
+
+def test_a_broker_that_is_away_is_a_duty_that_cannot_be_done(sqlite_url: str, tmp_path: Path) -> None:
+    away = f"redis://127.0.0.1:{servers.free_port()}/0"
+    one = Keeper(Settings(_env_file=None, database_url=sqlite_url, state_dir=tmp_path, redis_url=away))
+    one.tick()
+    wait_until("the broker has been tried", lambda: one._ringer._trouble)
+    for _ in range(REPAIR_EVERY):
+        one.tick()
+    with factories.opened(sqlite_url) as database, database.write() as session:
+        session.execute(text("DELETE FROM leases"))
+    one.tick()
+    with factories.opened(sqlite_url) as database, database.read() as session:
+        assert workers.lease_age(session, LEASE) is not None
+        assert workers.lease_age(session, workers.KEPT) is None
 
 
 @pytest.mark.parametrize("broken", ["reap", "repair", "unheard", None])
