@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from psycopg import InternalError
+from psycopg import OperationalError as PsycopgOperationalError
 from sqlalchemy import Connection, Engine, Float, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
@@ -32,6 +33,8 @@ _KEEPALIVE = {
     "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3,
     "tcp_user_timeout": 1000 * _CUT_OFF_SECONDS,
 }  # fmt: skip
+CHUNK = 400
+"""Rows per statement: below SQLite's and PostgreSQL's limits on bound parameters."""
 _UNWRITABLE = ("25006", "25P03")
 """SQLSTATEs of a database that is read-only, a standby maybe, and of a connection ended for its idleness."""
 _POSTGRES_OPTIONS = (
@@ -64,6 +67,11 @@ def to_json(value: Any) -> str:
         if "\\u0000" not in found and not _HALVES.search(found):
             return found
     return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False)
+
+
+def chunks(rows: Sequence[T]) -> list[Sequence[T]]:
+    """Return the rows in parts, one for each statement."""
+    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
 def storable(text: str) -> str:
@@ -156,10 +164,16 @@ class Database:
 
 
 def _postgres_error(context: ExceptionContext) -> None:
-    """Raise as OperationalError, like every other state of the server that passes, what psycopg calls internal."""
+    """Raise as OperationalError what passes, and nothing else.
+
+    psycopg calls some states of the server internal, and a statement operational that it cannot send as it is.
+    """
     original = context.original_exception
     if isinstance(original, InternalError) and original.sqlstate in _UNWRITABLE:
         raise OperationalError(context.statement, None, original) from original
+    lives = context.connection is not None and not context.is_disconnect
+    if isinstance(original, PsycopgOperationalError) and original.sqlstate is None and lives:
+        raise ProgrammingError(context.statement, None, original) from original
 
 
 def _sqlite_connect(busy_timeout: int, connection: Any, _: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy.orm import Session
 
-from store.database import db_now
+from store.database import CHUNK, chunks, db_now
 from store.models import EVENTS, JOB_ENDED, JOB_STAGES, JOBS, Event
 
 _STAGES, _TOLD = bindparam("stages", expanding=True), bindparam("told", expanding=True)
@@ -19,6 +19,9 @@ _WANTING = (
     .order_by(JOBS.c.id)
 )
 _LOCK, _LOCK_FREE = _WANTING.with_for_update(), _WANTING.with_for_update(skip_locked=True)
+_LOCK_MANY = (
+    select(JOBS.c.id).where(JOBS.c.id.in_(_TOLD), JOBS.c.state.not_in(JOB_ENDED)).order_by(JOBS.c.id).with_for_update()
+)
 NUMBER = (
     update(JOBS)
     .where(JOBS.c.id.in_(_TOLD))
@@ -46,12 +49,21 @@ def append(
     return told
 
 
-def lock_jobs(session: Session, stage_ids: Iterable[int], *, skip_locked: bool = False) -> list[int]:
-    """Return the live jobs that want one of the stages, locked, in id order; maybe without those others hold."""
+def lock_jobs(session: Session, stage_ids: Iterable[int]) -> list[int]:
+    """Return the live jobs that want one of the stages, locked, in id order."""
     wanted = list(stage_ids)
     if not wanted:
         return []
-    return list(session.scalars(_LOCK_FREE if skip_locked else _LOCK, {"stages": wanted}))
+    if len(wanted) <= CHUNK:
+        return list(session.scalars(_LOCK, {"stages": wanted}))
+    found = {job_id for chunk in chunks(wanted) for job_id in session.scalars(_WANTING, {"stages": chunk})}
+    return [job_id for chunk in chunks(sorted(found)) for job_id in session.scalars(_LOCK_MANY, {"told": chunk})]
+
+
+def lock_all_jobs_now(session: Session, stage_id: int) -> bool:
+    """Return whether all live jobs that want the stage are locked; none that somebody else holds is waited for."""
+    locked = session.scalars(_LOCK_FREE, {"stages": [stage_id]}).all()
+    return len(session.scalars(_WANTING, {"stages": [stage_id]}).all()) == len(locked)
 
 
 def tell_jobs(

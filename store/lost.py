@@ -7,11 +7,11 @@ they were read: it is withdrawn only where the stage comes to other bytes when i
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, exists, func, insert, literal, select, update
+from sqlalchemy import Select, and_, bindparam, delete, exists, func, insert, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
 from store import events, stages, tallies
-from store.database import db_now
+from store.database import chunks, db_now
 from store.models import (
     LOST_RESULTS,
     Checkpoint,
@@ -47,7 +47,7 @@ def report(session: Session, stage_id: int, fence: int, sha256: str, reason: str
         raise StaleFence
     often = (
         select(LostResult.stage_id)
-        .where(LostResult.stage_id.in_(holders))
+        .where(LostResult.stage_id.in_(select(StageArtifact.stage_id).where(StageArtifact.sha256 == sha256)))
         .group_by(LostResult.stage_id)
         .having(func.count() >= MAX_WITHDRAWN)
     )
@@ -80,13 +80,8 @@ def withdraw(session: Session, stage_ids: Sequence[int], reason: str) -> list[Be
     _lock(session, stage_ids, _live_children(session, stage_ids))
     children = _live_children(session, stage_ids)  # a job may have come until now, and can no more
     _lock(session, children)
-    mine = list(
-        session.scalars(
-            select(Stage.id)
-            .where(Stage.id.in_(stage_ids), Stage.state == StageState.SUCCEEDED)
-            .order_by(Stage.id)
-        )
-    )  # fmt: skip
+    succeeded = select(Stage.id).where(Stage.state == StageState.SUCCEEDED)
+    mine = [row.id for row in _rows(session, succeeded, stage_ids)]
     if not mine:
         return []
     jobs = events.lock_jobs(session, [*mine, *children])
@@ -94,7 +89,7 @@ def withdraw(session: Session, stage_ids: Sequence[int], reason: str) -> list[Be
         _put_aside(session, stage_id, reason)
     _block(session, children, reason)
     _revive(session, mine, reason)
-    for row in session.execute(select(Stage.id, Stage.key, Stage.title).where(Stage.id.in_(mine)).order_by(Stage.id)):
+    for row in _rows(session, select(Stage.id, Stage.key, Stage.title), mine):
         told = {"key": row.key, "title": row.title, "message": reason}
         events.tell_jobs(session, [row.id], "stage.withdrawn", told)
     bells = stages.wake(session, mine)
@@ -105,15 +100,24 @@ def withdraw(session: Session, stage_ids: Sequence[int], reason: str) -> list[Be
     return bells
 
 
+def _rows(session: Session, query: Select[*tuple[Any, ...]], stage_ids: Iterable[int]) -> list[Any]:
+    """Return the rows of a query on stages for those among so many, by id."""
+    return [
+        row
+        for chunk in chunks(sorted(set(stage_ids)))
+        for row in session.execute(query.where(Stage.id.in_(chunk)).order_by(Stage.id))
+    ]
+
+
 def _live_children(session: Session, stage_ids: Sequence[int]) -> list[int]:
-    below = select(StageParent.stage_id).where(StageParent.parent_id.in_(stage_ids))
     begun = (StageState.READY, StageState.RUNNING)
-    return list(session.scalars(select(Stage.id).where(Stage.id.in_(below), Stage.state.in_(begun))))
+    query = select(Stage.id).join(StageParent, StageParent.stage_id == Stage.id).where(Stage.state.in_(begun))
+    of = (query.where(StageParent.parent_id.in_(chunk)) for chunk in chunks(stage_ids))
+    return [child for some in of for child in session.scalars(some)]
 
 
 def _lock(session: Session, *stage_ids: Sequence[int]) -> None:
-    every = sorted({one for some in stage_ids for one in some})
-    session.execute(select(Stage.id).where(Stage.id.in_(every)).order_by(Stage.id).with_for_update())
+    _rows(session, select(Stage.id).with_for_update(), {one for some in stage_ids for one in some})
 
 
 def _put_aside(session: Session, stage_id: int, reason: str) -> None:
@@ -131,18 +135,17 @@ def _put_aside(session: Session, stage_id: int, reason: str) -> None:
 
 def _block(session: Session, children: Sequence[int], reason: str) -> None:
     """Take back what has begun to work on the withdrawn results, and let all that needs them wait."""
-    running = select(Stage.id, Stage.fence, Stage.cancel_requested).where(
-        Stage.id.in_(children), Stage.state == StageState.RUNNING
-    )
+    running = select(Stage.id, Stage.fence, Stage.cancel_requested).where(Stage.state == StageState.RUNNING)
     error = {"cause": "parent", "message": f"it waits for a stage that runs again: {reason}"}
-    for child in session.execute(running.order_by(Stage.id)).all():
+    for child in _rows(session, running, children):
         state = StageState.CANCELLED if child.cancel_requested else StageState.BLOCKED
         stages.take(session, child.id, child.fence, state, error)
-    session.execute(
-        update(Stage)
-        .where(Stage.id.in_(children), Stage.state == StageState.READY)
-        .values(state=StageState.BLOCKED, error=error)
-    )
+    for chunk in chunks(children):
+        session.execute(
+            update(Stage)
+            .where(Stage.id.in_(chunk), Stage.state == StageState.READY)
+            .values(state=StageState.BLOCKED, error=error)
+        )
 
 
 def _revive(session: Session, mine: Sequence[int], reason: str) -> None:
@@ -200,10 +203,7 @@ def _resting_on_other_bytes(session: Session, stage_id: int, artifacts: Sequence
     after = {artifact.name: artifact.sha256 for artifact in artifacts}
     if before is None or _without_description(before) == _without_description(after):
         return []
-    tree = select(StageParent.stage_id).where(StageParent.parent_id == stage_id).cte(recursive=True)
-    tree = tree.union(select(StageParent.stage_id).join(tree, StageParent.parent_id == tree.c.stage_id))
-    below = select(Stage.id).where(Stage.id.in_(select(tree.c.stage_id)), Stage.state == StageState.SUCCEEDED)
-    return list(session.scalars(below.order_by(Stage.id)))
+    return list(session.scalars(stages.below(stage_id, StageState.SUCCEEDED)))
 
 
 def _without_description(artifacts: dict[str, str]) -> dict[str, str]:

@@ -31,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from store import events, tallies
-from store.database import db_now, dialect_of, insert_in, storable
+from store.database import chunks, db_now, dialect_of, insert_in, storable
 from store.models import (
     ARTIFACTS,
     ATTEMPTS,
@@ -39,7 +39,6 @@ from store.models import (
     ENDED,
     EVALUATIONS,
     JOB_ENDED,
-    JOB_STAGES,
     JOBS,
     LIVE,
     PARENTS,
@@ -198,12 +197,7 @@ _CHILDREN = (
     .order_by(STAGES.c.id)
     .with_for_update()
 )
-_SETTLE = events.NUMBER.values(
-    unfinished=JOBS.c.unfinished
-    - select(func.count())
-    .where(JOB_STAGES.c.job_id == JOBS.c.id, JOB_STAGES.c.stage_id.in_(bindparam("stages", expanding=True)))
-    .scalar_subquery()
-).returning(JOBS.c.unfinished, JOBS.c.cancel_requested)
+_SETTLE = events.NUMBER.values(unfinished=JOBS.c.unfinished - 1).returning(JOBS.c.unfinished, JOBS.c.cancel_requested)
 
 
 def claim(
@@ -352,7 +346,7 @@ def succeed(
     if stage.kind == "evaluate":
         session.execute(_COUNT, {"stage": stage_id, "n": payload["n"], "n_correct": payload["n_correct"]})
     bells = _wake_children(session, stage_id)
-    _settle(session, [stage_id], "stage.succeeded", {"key": stage.key, "title": stage.title})
+    _settle(session, stage_id, "stage.succeeded", {"key": stage.key, "title": stage.title})
     if stage.kind == "evaluate":
         tallies.add(session, stage_id)
     return bells
@@ -430,7 +424,7 @@ def _cancel(
 ) -> None:
     """End a held stage that nobody wants any more, and settle the jobs that wait for its end."""
     stage = _end(session, stage_id, fence, StageState.CANCELLED, outcome, error, **more)
-    _settle(session, [stage_id], "stage.cancelled", {"key": stage.key, "title": stage.title})
+    _settle(session, stage_id, "stage.cancelled", {"key": stage.key, "title": stage.title})
 
 
 def take(session: Session, stage_id: int, fence: int, state: StageState, error: dict[str, Any]) -> None:
@@ -506,32 +500,36 @@ def _wake_children(session: Session, stage_id: int) -> list[Bell]:
 
 def wake(session: Session, locked: Sequence[int]) -> list[Bell]:
     """Make ready those of the locked, blocked stages whose parents have all succeeded; return their bells."""
-    if not locked:
-        return []
-    return [Bell(row.id, row.queue) for row in session.execute(_WAKE, {"stages": locked})]
+    return [
+        Bell(row.id, row.queue) for chunk in chunks(locked) for row in session.execute(_WAKE, {"stages": chunk})
+    ]  # fmt: skip
 
 
-def _live_below(stage_id: int) -> Select[int]:
-    """Return the query for the stages that need this one, directly or through others, and have not ended."""
-    tree = select(StageParent.stage_id).where(StageParent.parent_id == stage_id).cte(recursive=True)
-    tree = tree.union(select(StageParent.stage_id).join(tree, StageParent.parent_id == tree.c.stage_id))
-    return select(Stage.id).where(Stage.id.in_(select(tree.c.stage_id)), Stage.state.in_(LIVE))
+def below(stage_id: int, *states: StageState) -> Select[int]:
+    """Return the query for the stages in these states that need this one, directly or through others."""
+    tree = select(PARENTS.c.stage_id).where(PARENTS.c.parent_id == stage_id).cte(recursive=True)
+    tree = tree.union(select(PARENTS.c.stage_id).join(tree, PARENTS.c.parent_id == tree.c.stage_id))
+    return select(STAGES.c.id).where(STAGES.c.id.in_(select(tree.c.stage_id)), STAGES.c.state.in_(states))
 
 
 def _end_descendants(session: Session, stage_id: int, title: str | None, event: str, error: dict[str, Any]) -> None:
-    """Cancel everything that needed a stage which failed for good, and settle the jobs."""
-    below = session.scalars(_live_below(stage_id).order_by(Stage.id).with_for_update()).all()
+    """Cancel everything that needed a stage which failed for good, and settle the jobs: all of them want that one."""
+    doomed = session.scalars(below(stage_id, *LIVE).order_by(STAGES.c.id).with_for_update()).all()
     reason = {"cause": "parent", "message": f"it needs a stage that failed: {title}: {error.get('message')}"}
-    session.execute(
-        update(Stage).where(Stage.id.in_(below)).values(state=StageState.CANCELLED, error=reason, finished_at=db_now())
-    )
+    ended = {"state": StageState.CANCELLED, "error": reason, "finished_at": db_now()}
+    for chunk in chunks(doomed):
+        session.execute(update(STAGES).where(STAGES.c.id.in_(chunk)).values(ended))
     key = session.scalar(select(Stage.key).where(Stage.id == stage_id))
-    _settle(session, [stage_id, *below], event, {"key": key, "title": title, "message": error.get("message")})
+    told = {"key": key, "title": title, "message": error.get("message")}
+    jobs = [job.id for job in events.tell_jobs(session, [stage_id], event, told)]
+    recount(session, jobs)
+    for job_id in jobs:
+        roll_up(session, job_id)
 
 
-def _settle(session: Session, stage_ids: Sequence[int], event: str, data: dict[str, Any]) -> None:
-    """Tell the jobs that wait for stages which have just ended, and end those that wait for nothing more."""
-    for job in events.tell_jobs(session, stage_ids, event, data, _SETTLE, stages=stage_ids):
+def _settle(session: Session, stage_id: int, event: str, data: dict[str, Any]) -> None:
+    """Tell the jobs that wait for a stage which has just ended, and end those that wait for nothing more."""
+    for job in events.tell_jobs(session, [stage_id], event, data, _SETTLE):
         if job.cancel_requested or not job.unfinished:
             roll_up(session, job.id)
 
@@ -586,49 +584,35 @@ def _job_end(session: Session, job_id: int) -> JobState | None:
     return JobState.SUCCEEDED if states <= {StageState.SUCCEEDED} else JobState.FAILED
 
 
-def reap(session: Session, max_losses: int, limit: int = 100) -> list[Bell]:
-    """Take back stages whose lease has expired; return the bells of those that may run again.
+def orphans(session: Session, limit: int = 100) -> list[int]:
+    """Return running stages whose lease has expired."""
+    return list(session.scalars(select(Stage.id).where(*_EXPIRED).order_by(Stage.id).limit(limit)))
 
-    All stages are locked before all jobs. What somebody else holds, a stopped process maybe, waits for the next time.
+
+def reap(session: Session, stage_id: int, max_losses: int) -> list[Bell]:
+    """Take back a stage whose lease has expired; return its bell, where it may run again.
+
+    Where somebody else holds one of the rows this changes, a stopped process maybe, it waits for the next time.
     """
-    expired = (IS_RUNNING, Stage.lease_expires <= db_now())
-    found = session.execute(select(Stage.id, Stage.losses).where(*expired).order_by(Stage.id).limit(limit)).all()
-    orphans = {row.id: row.losses for row in found}
-    trees = {
-        stage_id: session.scalars(_live_below(stage_id)).all() if losses + 1 >= max_losses else []
-        for stage_id, losses in orphans.items()
-    }
-    every = sorted(set(orphans).union(*trees.values()))
-    lock = select(Stage.id).where(Stage.id.in_(every)).order_by(Stage.id).with_for_update(skip_locked=True)
-    locked = set(session.scalars(lock))
-    mine = [stage_id for stage_id in orphans if {stage_id, *trees[stage_id]} <= locked]
-    rows = session.execute(
+    row = session.execute(
         select(Stage.id, Stage.fence, Stage.cancel_requested, Stage.losses, Stage.lease_owner)
-        .where(Stage.id.in_(mine), *expired)
-        .order_by(Stage.id)
-    ).all()
-    waits = _with_a_job_not_among(session, every, events.lock_jobs(session, every, skip_locked=True))
-    free = [
-        row
-        for row in rows
-        if row.losses == orphans[row.id]  # else another keeper has been here meanwhile
-        and waits.isdisjoint([row.id, *trees[row.id]])
-    ]
-    return [
-        bell
-        for row in free
-        for bell in _take_back(session, row, max_losses, f"worker {row.lease_owner} stopped renewing its lease")
-    ]
+        .where(Stage.id == stage_id, *_EXPIRED)
+        .with_for_update(skip_locked=True)
+    ).one_or_none()
+    if row is None:
+        return []
+    if row.losses + 1 >= max_losses and not _lock_all_below_now(session, stage_id):
+        return []
+    if not events.lock_all_jobs_now(session, stage_id):
+        return []
+    return _take_back(session, row, max_losses, f"worker {row.lease_owner} stopped renewing its lease")
 
 
-def _with_a_job_not_among(session: Session, stage_ids: Sequence[int], locked: Sequence[int]) -> set[int]:
-    """Return those of the stages that a live job wants which is not among the locked."""
-    query = (
-        select(JobStage.stage_id)
-        .join(Job, Job.id == JobStage.job_id)
-        .where(JobStage.stage_id.in_(stage_ids), Job.state.not_in(JOB_ENDED), Job.id.not_in(locked))
-    )
-    return set(session.scalars(query))
+def _lock_all_below_now(session: Session, stage_id: int) -> bool:
+    """Return whether all that ends with the stage is locked."""
+    doomed = below(stage_id, *LIVE)
+    locked = session.scalars(doomed.order_by(STAGES.c.id).with_for_update(skip_locked=True)).all()
+    return session.scalar(select(func.count()).select_from(doomed.subquery())) == len(locked)
 
 
 def _take_back(session: Session, row: Any, max_losses: int, why: str) -> list[Bell]:
@@ -648,6 +632,9 @@ def _take_back(session: Session, row: Any, max_losses: int, why: str) -> list[Be
     stage = _end(session, row.id, row.fence, StageState.READY, "lost", error, **more, not_before=later)
     events.tell_jobs(session, [row.id], "stage.lost", {"key": stage.key, "message": message})
     return [Bell(row.id, stage.queue)]
+
+
+_EXPIRED = (IS_RUNNING, STAGES.c.lease_expires <= db_now())
 
 
 def next_blocked(session: Session, after: int, limit: int = 5_000) -> range:

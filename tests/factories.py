@@ -161,9 +161,15 @@ def expire(database: Database, claim: Claim) -> None:
 
 
 def reap(database: Database, max_losses: int = 5) -> list[Bell]:
-    """Take back what has expired."""
+    """Take back what has expired, as the keeper does."""
+    with database.read() as session:
+        found = stages.orphans(session)
+    return [bell for stage_id in found for bell in _taken_back(database, stage_id, max_losses)]
+
+
+def _taken_back(database: Database, stage_id: int, max_losses: int) -> list[Bell]:
     with database.write() as session:
-        return stages.reap(session, max_losses)
+        return stages.reap(session, stage_id, max_losses)
 
 
 def stage(database: Database, stage_id: int) -> Stage:

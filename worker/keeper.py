@@ -8,6 +8,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
+from functools import partial
 
 from store import stages, workers
 from store.broker import Ringer, celery_app
@@ -71,28 +72,39 @@ class Keeper:
                 return
         self._ticks += 1
         rare = [self._repair, self._forget, self._reach_the_broker] if self._ticks % REPAIR_EVERY == 1 else []
-        bells = [bell for duty in (self._reap, *rare, self._hear) for bell in self._do(duty)]
+        bells: list[Bell] = []
+        for duty in (self._reap, *rare, self._hear):
+            name = duty.__name__.strip("_").replace("_", " ")
+            self._failing.discard(name)
+            bells += self._do(name, duty)
         crashpoint("in-dispatch")
         self._ringer.ring(bells)
         if not self._failing:
             with self._database.write() as session:
                 workers.hold(session, workers.KEPT, self._owner, 0)
 
-    def _do(self, duty: Callable[[], list[Bell]]) -> list[Bell]:
-        """Return the bells of a duty, none where it could not be done."""
-        name = duty.__name__.strip("_").replace("_", " ")
-        self._failing.add(name)
+    def _do(self, name: str, duty: Callable[[], list[Bell]], to: str = "") -> list[Bell]:
+        """Return the bells of a duty, or of a part of it, none where it could not be done."""
         try:
-            bells = duty()
+            return duty()
         except Exception as error:
-            log.warning("keeper could not %s: %s", name, error)
+            log.warning("keeper could not %s%s: %s", name, to, error)
+            self._failing.add(name)
             return []
-        self._failing.remove(name)
-        return bells
 
     def _reap(self) -> list[Bell]:
+        """Take back each orphan in a transaction of its own: one that cannot be keeps no other from it."""
+        with self._database.read() as session:
+            orphans = stages.orphans(session)
+        return [
+            bell
+            for stage_id in orphans
+            for bell in self._do("reap", partial(self._take_back, stage_id), f" stage {stage_id}")
+        ]
+
+    def _take_back(self, stage_id: int) -> list[Bell]:
         with self._database.write() as session:
-            bells = stages.reap(session, self._settings.max_losses)
+            bells = stages.reap(session, stage_id, self._settings.max_losses)
             crashpoint("in-reaper")
         return bells
 

@@ -189,8 +189,9 @@ class ForgetfulService(Service):
                     select(Stage.id).where(Stage.state == StageState.RUNNING, Stage.lease_expires <= db_now())
                 )
             )
-        with unanswered(), self.database.write() as session:
-            stages.reap(session, MAX_LOSSES)
+        for stage_id in expired:
+            with unanswered(), self.database.write() as session:
+                stages.reap(session, stage_id, MAX_LOSSES)
         self.stale += [self.held.pop(stage_id) for stage_id in expired]
         with unanswered(), self.database.write() as session:
             stages.unheard(session, 1e6, 3.0)

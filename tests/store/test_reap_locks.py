@@ -33,9 +33,15 @@ def orphans(database: Database, number: int) -> tuple[list[int], list[int]]:
 
 
 def reap(database: Database, max_losses: int = 5) -> list[int]:
+    with database.read() as session:
+        found = stages.orphans(session)
+    return [stage_id for stage_id in found if taken_back(database, stage_id, max_losses)]
+
+
+def taken_back(database: Database, stage_id: int, max_losses: int) -> bool:
     with database.write() as session:
         session.execute(PATIENCE)
-        return [bell.stage_id for bell in stages.reap(session, max_losses)]
+        return bool(stages.reap(session, stage_id, max_losses))
 
 
 def test_a_job_that_somebody_holds(postgres: Database):

@@ -205,13 +205,13 @@ class Service(RuleBasedStateMachine):
         self.ring_again()
 
     def reap(self) -> None:
-        with self.database.write() as session:
+        with self.database.read() as session:
             expired = set(
                 session.scalars(
                     select(Stage.id).where(Stage.state == StageState.RUNNING, Stage.lease_expires <= db_now())
                 )
             )
-            self.bells += stages.reap(session, MAX_LOSSES)
+        self.bells += factories.reap(self.database, MAX_LOSSES)
         assert expired <= set(self.held)
         self.stale += [self.held.pop(stage_id) for stage_id in expired]
 

@@ -49,7 +49,7 @@ def test_a_broker_that_is_away_is_a_duty_that_cannot_be_done(sqlite_url: str, tm
         assert workers.lease_age(session, workers.KEPT) is None
 
 
-@pytest.mark.parametrize("broken", ["reap", "repair", "unheard", None])
+@pytest.mark.parametrize("broken", ["orphans", "repair", "unheard", None])
 def test_a_duty_that_cannot_be_done_keeps_no_other_from_being_done(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str | None
 ) -> None:
@@ -68,14 +68,41 @@ def test_a_duty_that_cannot_be_done_keeps_no_other_from_being_done(
 
         return do
 
-    for name in ("reap", "repair", "unheard"):
+    for name in ("orphans", "repair", "unheard"):
         monkeypatch.setattr(stages, name, watched(name))
     for _ in range(REPAIR_EVERY + 1):
         keeper.tick()
-    assert tried.count("reap") == tried.count("unheard") == REPAIR_EVERY + 1
+    assert tried.count("orphans") == tried.count("unheard") == REPAIR_EVERY + 1
     assert tried.count("repair") == 2, "a repair that fails is not tried at every tick instead"
     with factories.opened(database_url) as database, database.read() as session:
         complete = workers.lease_age(session, workers.KEPT)
     assert (complete is None) == (broken is not None)
+    keeper.stop()
+    keeper.run()
+
+
+def test_an_orphan_that_cannot_be_taken_back_keeps_no_other_from_it(sqlite_url: str, tmp_path: Path) -> None:
+    keeper = Keeper(Settings(_env_file=None, database_url=sqlite_url, state_dir=tmp_path))
+    with factories.opened(sqlite_url) as database:
+        factories.post(database, factories.trainings([0, 1, 2]))
+        held = [factories.claim(database) for _ in range(3)]
+        for claim in held:
+            factories.expire(database, claim)
+        with database.write() as session:
+            session.execute(
+                text(
+                    f"CREATE TRIGGER poison BEFORE UPDATE ON stages WHEN OLD.id = {held[1].stage_id} "
+                    "BEGIN SELECT RAISE(ABORT, 'poisoned'); END"
+                )
+            )
+        keeper.tick()
+        assert [factories.stage(database, claim.stage_id).state for claim in held] == ["ready", "running", "ready"]
+        with database.write() as session:
+            assert workers.lease_age(session, workers.KEPT) is None
+            session.execute(text("DROP TRIGGER poison"))
+        keeper.tick()
+        assert factories.stage(database, held[1].stage_id).state == "ready"
+        with database.read() as session:
+            assert workers.lease_age(session, workers.KEPT) is not None
     keeper.stop()
     keeper.run()
