@@ -33,8 +33,6 @@ _KEEPALIVE = {
     "keepalives": 1, "keepalives_idle": 5, "keepalives_interval": 2, "keepalives_count": 3,
     "tcp_user_timeout": 1000 * _CUT_OFF_SECONDS,
 }  # fmt: skip
-CHUNK = 400
-"""Rows per statement: below SQLite's and PostgreSQL's limits on bound parameters."""
 _UNWRITABLE = ("25006", "25P03")
 """SQLSTATEs of a database that is read-only, a standby maybe, and of a connection ended for its idleness."""
 _POSTGRES_OPTIONS = (
@@ -104,11 +102,6 @@ def insert_in(dialect: str, table: Any) -> Any:
 def insert_for(session: Session, table: Any) -> Any:
     """Return INSERT in the words of the session's database."""
     return insert_in(dialect_of(session), table)
-
-
-def chunks(rows: Sequence[T]) -> list[Sequence[T]]:
-    """Return the rows in parts, one for each statement."""
-    return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
 def unhurried(session: Session) -> None:

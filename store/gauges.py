@@ -28,10 +28,10 @@ class Gauge:
     kind: str = "gauge"
 
 
-def gauges(session: Session, alive_seconds: float, keeper: str) -> list[Gauge]:
+def gauges(session: Session, alive_seconds: float) -> list[Gauge]:
     """Return everything /metrics shows."""
     age = db_now() - func.min(Stage.created_at)
-    left, kept = workers.lease_age(session, keeper), workers.lease_age(session, workers.KEPT)
+    left, kept = workers.lease_age(session, workers.KEEPER), workers.lease_age(session, workers.KEPT)
     counted = {
         "stages": select(Stage.queue, Stage.state, func.count()).group_by(Stage.queue, Stage.state),
         "jobs": select(Job.state, func.count()).group_by(Job.state),

@@ -17,6 +17,10 @@ _ROOT = Path(__file__).resolve().parent.parent
 _VERSION = text("SELECT version_num FROM alembic_version")
 
 
+class WrongSchema(RuntimeError):
+    """The database is at another revision than this code needs, which could misread its rows."""
+
+
 def _config(url: str) -> "Config":
     from alembic.config import Config
 
@@ -55,3 +59,17 @@ def revision_of(database: Database) -> str | None:
         if not inspect(connection).has_table("alembic_version"):
             return None
         return connection.scalar(_VERSION)
+
+
+def require(database: Database) -> None:
+    """Return where the schema is this code's.
+
+    Raises:
+        WrongSchema: it is another; the message says what to run.
+    """
+    found, expected = revision_of(database), head()
+    if found != expected:
+        raise WrongSchema(
+            f"the database is at revision {found}, this code needs {expected}: run `alembic upgrade head` "
+            "(in docker compose: `docker compose run --rm migrate`)"
+        )

@@ -10,8 +10,12 @@ from store.models import WORKERS, Lease, Worker
 
 ALIVE_HEARTBEATS = 3.5
 """A worker is alive that has reported within this many heartbeats."""
+KEEPER = "keeper"
+"""Name of the lease that the acting keeper holds."""
 KEPT = "keeper, all duties"
 """Name of the lease that nobody ever holds: it expired when a keeper had last done all its duties."""
+KEPT_SECONDS, KEPT_TICKS = 60.0, 20
+"""A keeper is well that has done all its duties within so long, or so many of its ticks where that is longer."""
 FORGET_SECONDS = 7 * 86400.0
 
 
@@ -77,3 +81,13 @@ def hold(session: Session, name: str, owner: str, seconds: float) -> bool:
 def lease_age(session: Session, name: str) -> float | None:
     """Return the seconds until the named lease expires (negative: expired), None where nobody ever held it."""
     return session.scalar(select(Lease.expires - db_now()).where(Lease.name == name))
+
+
+def keeper_trouble(session: Session, keeper_seconds: float) -> str | None:
+    """Return what is wrong with the keeper, None where one acts and does all its duties."""
+    if (lease_age(session, KEEPER) or -1.0) <= 0:
+        return "no keeper is running: start one with `python -m worker.keeper`"
+    kept = lease_age(session, KEPT)
+    if kept is None or -kept > max(KEPT_SECONDS, KEPT_TICKS * keeper_seconds):
+        return "a duty of the keeper fails each time: its log says which and why"
+    return None

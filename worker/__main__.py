@@ -12,6 +12,7 @@ from celery.platforms import SecurityWarning
 
 from store.settings import Settings, settings
 from worker.devices import queues
+from worker.patience import await_schema
 
 EXIT_NO_CHILD = 70
 
@@ -39,12 +40,13 @@ def _leave(*_: object) -> None:
 
 
 def main() -> None:
-    """Run the worker until it is told to stop; exit 70 where its children cannot be started."""
+    """Run the worker until it is told to stop; exit 70 where its children cannot be started, 1 on another schema."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     warnings.simplefilter("ignore", SecurityWarning)  # root is fine: messages are JSON, and never more than a hint
     from worker.app import app, children
 
     chosen = settings()
+    await_schema(chosen.sql_url)
     gpus = _gpus(chosen)
     serves = queues(chosen, lambda: bool(gpus))
     signal.signal(signal.SIGTERM, _leave)  # until Celery has a handler of its own

@@ -1,4 +1,5 @@
-"""The worker's main process: Celery's app and the children that compute. No SQL, no torch, no CUDA here.
+"""The worker's main process: Celery's app and the children that compute. No torch, no CUDA here, and no SQL once it
+has asked whether the schema is this code's.
 
 Celery's pool is `solo`: to take a message is to ring the children and to wait until one is idle again, so a busy worker
 leaves the bells to idle ones. The children are not prefork's. Without an event loop, which the folder transport has

@@ -1,4 +1,4 @@
-"""`python -m worker.health worker|keeper`: exit 0 where this host's worker, or the keeper, has ticked in SQL."""
+"""`python -m worker.health worker|keeper`: exit 0 where this host's worker lives, or the keeper does its duties."""
 
 import socket
 import sys
@@ -6,16 +6,15 @@ import sys
 from store import workers
 from store.database import Database
 from store.settings import settings
-from worker.keeper import LEASE
 
 
 def healthy(role: str) -> bool:
-    """Return whether the process of that role has reported lately."""
+    """Return whether the process of that role has reported lately, a keeper that it has done all its duties."""
     chosen = settings()
     database = Database(chosen.sql_url)
     with database.read() as session:
         if role == "keeper":
-            return (workers.lease_age(session, LEASE) or -1.0) > 0
+            return workers.keeper_trouble(session, chosen.keeper_seconds) is None
         alive = workers.all_workers(session, workers.ALIVE_HEARTBEATS * chosen.heartbeat_seconds)
         return any(ok and worker.host == socket.gethostname() for worker, ok, _ in alive)
 

@@ -16,10 +16,10 @@ from store.crashpoints import crashpoint
 from store.database import Database
 from store.settings import Settings, settings
 from store.stages import Bell
+from worker.patience import await_schema
 
 log = logging.getLogger(__name__)
 
-LEASE = "keeper"
 HOLD_TICKS = 3
 """Ticks that a dead keeper keeps the others waiting. Two that act at once do no harm: every row is locked."""
 RESEND_SECONDS = 3.0
@@ -61,14 +61,14 @@ class Keeper:
         """Let the next keeper act at once."""
         try:
             with self._database.write() as session:
-                workers.hold(session, LEASE, self._owner, 0)
+                workers.hold(session, workers.KEEPER, self._owner, 0)
         except Exception as error:
             log.warning("keeper: %s", error)
 
     def tick(self) -> None:
         """Act once, if this keeper holds the lease. A duty that cannot be done keeps no other from being done."""
         with self._database.write() as session:
-            if not workers.hold(session, LEASE, self._owner, HOLD_TICKS * self._settings.keeper_seconds):
+            if not workers.hold(session, workers.KEEPER, self._owner, HOLD_TICKS * self._settings.keeper_seconds):
                 return
         self._ticks += 1
         rare = [self._repair, self._forget, self._reach_the_broker] if self._ticks % REPAIR_EVERY == 1 else []
@@ -136,6 +136,7 @@ class Keeper:
 def main() -> None:
     """Run the keeper until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    await_schema(settings().sql_url)
     keeper = Keeper(settings())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, keeper.stop)

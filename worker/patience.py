@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -9,6 +10,8 @@ from typing import TypeVar
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from store import migrate
+from store.database import Database
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
@@ -18,6 +21,22 @@ AWAY = (OperationalError, InterfaceError, PoolTimeout)
 FIRST_SECONDS = 0.2
 LONGEST_SECONDS = 10.0
 SLICE_SECONDS = 0.1
+
+
+def await_schema(url: str) -> None:
+    """Return once SQL answers; on a schema that is not this code's the process ends, and says what to do."""
+    database = Database(url)
+    while True:
+        try:
+            migrate.require(database)
+        except AWAY as error:
+            log.warning("waits for the database: %s", error)
+            time.sleep(FIRST_SECONDS)
+        except migrate.WrongSchema as error:
+            sys.exit(f"gauntlet: {error}")
+        else:
+            database.close()
+            return
 
 
 def patiently(

@@ -49,7 +49,7 @@ class TestHealth:
         execute(database_url, "UPDATE alembic_version SET version_num = 'from_afar'")
         answer = house.client.get("/readyz")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-        assert "the schema is at from_afar" in answer.json()["checks"]["database"]
+        assert "the database is at revision from_afar" in answer.json()["checks"]["database"]
         assert house.client.get("/healthz").status_code == 200
 
     def test_not_ready_without_an_artifact_store(self, small_house: House):

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from store import migrate, stages
+from store import migrate, stages, workers
 from store.database import Database
 from store.invariants import violations
 from store.models import Attempt, Lease, Stage, StageState
@@ -25,7 +25,6 @@ from store.stages import Claim
 from tests import factories
 from tests.processes import Process, Processes, wait_until
 from tests.servers import PostgresServer
-from worker.keeper import LEASE
 
 PER_HOLDER = 20
 """Claims of one process."""
@@ -117,7 +116,7 @@ def _holders(service: Processes, orphans: int) -> list[Process]:
 def _acting(service: Processes, database: Database) -> Process:
     """Return the keeper that holds the lease; the log of each begins with its name."""
     with database.read() as session:
-        owner = session.scalar(select(Lease.owner).where(Lease.name == LEASE))
+        owner = session.scalar(select(Lease.owner).where(Lease.name == workers.KEEPER))
     names = ("keeper", "keeper2")
     found = [service[name] for name in names if f"keeper {str(owner)[:8]}" in service[name].log]
     assert len(found) == 1, "no keeper says that it holds the lease"

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from store import migrate
 from tests.processes import Processes, wait_until
 from tests.worker import specs
 from worker import app
@@ -87,11 +88,16 @@ def test_it_is_given_up_in_the_end(
     assert given_up.wait(20)
 
 
-def test_a_worker_without_children_exits(tmp_path: Path) -> None:
+def test_a_worker_without_children_exits(tmp_path: Path, sqlite_url: str) -> None:
     """With a status of its own, so that whoever started it sees that it is broken."""
     run = "import worker.app as app; app.PAUSES = (0.0,); app.children._command = ['/does/not/exist']\n"
     run += "from worker.__main__ import main; main()"
-    environment = {**os.environ, "STATE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {
+        **os.environ,
+        "STATE_DIR": str(tmp_path),
+        "DATABASE_URL": sqlite_url,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     ended = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, env=environment, timeout=60, check=False)
     assert ended.returncode == EXIT_NO_CHILD
 
@@ -110,6 +116,17 @@ def test_returns_when_one_is_idle() -> None:
             assert not ring.is_alive()
     finally:
         crew.stop()
+
+
+@pytest.mark.parametrize("role", ["worker", "worker.keeper"])
+def test_it_refuses_to_start_on_another_schema(tmp_path: Path, sqlite_url: str, role: str) -> None:
+    migrate.downgrade(sqlite_url, "0002")
+    environment = {**os.environ, "STATE_DIR": str(tmp_path), "DATABASE_URL": sqlite_url,
+                   "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
+    command = [sys.executable, "-m", role]
+    ended = subprocess.run(command, env=environment, timeout=60, check=False, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"gauntlet: the database is at revision 0002, this code needs {migrate.head()}: run")
 
 
 class Looker:

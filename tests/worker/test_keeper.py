@@ -11,7 +11,8 @@ from store import stages, workers
 from store.settings import Settings
 from tests import factories, servers
 from tests.processes import wait_until
-from worker.keeper import HOLD_TICKS, LEASE, REPAIR_EVERY, Keeper
+from worker import health
+from worker.keeper import HOLD_TICKS, REPAIR_EVERY, Keeper
 
 
 def test_a_dead_keeper_is_waited_for_three_ticks(database_url: str, tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_a_dead_keeper_is_waited_for_three_ticks(database_url: str, tmp_path: Pa
     with factories.opened(database_url) as database:
         dead.tick()
         with database.read() as session:
-            left = workers.lease_age(session, LEASE)
+            left = workers.lease_age(session, workers.KEEPER)
         assert left is not None
         assert 0 < left <= HOLD_TICKS * settings.keeper_seconds
         factories.pass_time(database, HOLD_TICKS * settings.keeper_seconds - 10.0)
@@ -45,7 +46,7 @@ def test_a_broker_that_is_away_is_a_duty_that_cannot_be_done(sqlite_url: str, tm
         session.execute(text("DELETE FROM leases"))
     one.tick()
     with factories.opened(sqlite_url) as database, database.read() as session:
-        assert workers.lease_age(session, LEASE) is not None
+        assert workers.lease_age(session, workers.KEEPER) is not None
         assert workers.lease_age(session, workers.KEPT) is None
 
 
@@ -106,3 +107,23 @@ def test_an_orphan_that_cannot_be_taken_back_keeps_no_other_from_it(sqlite_url: 
             assert workers.lease_age(session, workers.KEPT) is not None
     keeper.stop()
     keeper.run()
+
+
+def test_it_is_healthy_that_does_all_its_duties(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = Settings(_env_file=None, database_url=database_url, state_dir=tmp_path)
+    monkeypatch.setattr(health, "settings", lambda: chosen)
+    late = text("UPDATE leases SET expires = expires - 2 * :seconds WHERE name = :name")
+    keeper = Keeper(chosen)
+    assert not health.healthy("keeper")
+    keeper.tick()
+    assert health.healthy("keeper")
+    with factories.opened(database_url) as database, database.write() as session:
+        session.execute(late, {"seconds": workers.KEPT_SECONDS, "name": workers.KEPT})
+    assert not health.healthy("keeper")
+    keeper.tick()
+    assert health.healthy("keeper")
+    keeper.stop()
+    keeper.run()
+    assert not health.healthy("keeper")

@@ -358,7 +358,7 @@ def test_database_down(tmp_path: Path) -> None:
             assert time.monotonic() - began < lease
             assert not service.client.ready()
             newcomer = service.start("worker2")
-            wait_until("it waits", lambda: "cannot register yet" in newcomer.log)
+            wait_until("it waits", lambda: "waits for the database" in newcomer.log)
             postgres.start()
             assert_as_calm(service, service.succeeded(job), spec)
             stage = service.stage(job)
