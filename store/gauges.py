@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.orm import Session
 
 from store import workers
@@ -30,7 +30,8 @@ class Gauge:
 
 def gauges(session: Session, alive_seconds: float) -> list[Gauge]:
     """Return everything /metrics shows."""
-    age = db_now() - func.min(Stage.created_at)
+    since = case((Stage.not_before > 0, Stage.not_before), else_=Stage.created_at)
+    age = db_now() - func.min(since)
     left, kept = workers.lease_age(session, workers.KEEPER), workers.lease_age(session, workers.KEPT)
     counted = {
         "stages": select(Stage.queue, Stage.state, func.count()).group_by(Stage.queue, Stage.state),
@@ -38,7 +39,7 @@ def gauges(session: Session, alive_seconds: float) -> list[Gauge]:
         "workers": select(Worker.device, func.count())
         .where(Worker.seen_at > db_now() - alive_seconds)
         .group_by(Worker.device),
-        "oldest": select(Stage.queue, age).where(IS_READY).group_by(Stage.queue),
+        "oldest": select(Stage.queue, age).where(IS_READY, Stage.not_before <= db_now()).group_by(Stage.queue),
         "attempts": select(func.coalesce(Attempt.outcome, OPEN), func.count()).group_by(Attempt.outcome),
     }
     rows = {name: [tuple(row) for row in session.execute(query)] for name, query in counted.items()}
@@ -47,7 +48,7 @@ def gauges(session: Session, alive_seconds: float) -> list[Gauge]:
         Gauge("gauntlet_stages", "Stages by queue and state.", ("queue", "state"), rows["stages"]),
         Gauge("gauntlet_jobs", "Jobs by state.", ("state",), rows["jobs"]),
         Gauge("gauntlet_workers", "Live workers by device class.", ("device",), rows["workers"]),
-        Gauge("gauntlet_ready_age_seconds", "Since the oldest ready stage was asked for.", ("queue",), rows["oldest"]),
+        Gauge("gauntlet_ready_age_seconds", "Since the oldest ready stage may run.", ("queue",), rows["oldest"]),
         Gauge(
             "gauntlet_attempts_total", "Attempts that ended; released, refused and lost ones run again.",
             ("outcome",), ended, "counter",

@@ -90,10 +90,6 @@ def backoff(seconds: float) -> float:
     return min(MAX_BACKOFF_SECONDS, seconds) * random.uniform(1 - JITTER, 1.0)
 
 
-def _later(session: Session, seconds: float) -> float:
-    return float(session.scalar(select(db_now() + seconds)) or 0.0)
-
-
 class StaleFence(Exception):
     """The stage has moved on since it was claimed; nothing was written."""
 
@@ -183,7 +179,8 @@ _END = (
     )
     .returning(STAGES.c.key, STAGES.c.kind, STAGES.c.title, STAGES.c.queue, STAGES.c.losses)
 )
-_END_FOR_GOOD, _END_FOR_NOW = _END.values(finished_at=db_now()), _END.values(finished_at=None)
+_END_FOR_GOOD = _END.values(finished_at=db_now())
+_END_FOR_NOW = _END.values(finished_at=None, not_before=db_now() + bindparam("wait"))
 _END_ATTEMPT = update(ATTEMPTS).where(_THIS_ATTEMPT).values(ended_at=db_now())
 _RESULT = insert(RESULTS).values(created_at=db_now())
 _FORGET_CHECKPOINTS = delete(CHECKPOINTS).where(CHECKPOINTS.c.stage_id == _STAGE)
@@ -370,10 +367,8 @@ def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, 
         _cancel(session, stage_id, fence, "failed", error, failures=failures)
         return
     if not final and failures < max_failures:
-        later = _later(session, backoff(BACKOFF_SECONDS * 2.0 ** (failures - 1)))
-        stage = _end(
-            session, stage_id, fence, StageState.READY, "failed", error, failures=failures, not_before=later
-        )  # fmt: skip
+        wait = backoff(BACKOFF_SECONDS * 2.0 ** (failures - 1))
+        stage = _end(session, stage_id, fence, StageState.READY, "failed", error, wait, failures=failures)
         data = {"key": stage and stage.key, "message": error.get("message"), "attempt": failures}
         events.tell_jobs(session, [stage_id], "stage.retrying", data)
         return
@@ -397,8 +392,7 @@ def release(
         _cancel(session, stage_id, fence, "cancelled", None)
         return []
     outcome = "released" if refused is None else REFUSED
-    later = {"not_before": _later(session, wait_seconds)} if wait_seconds else {}
-    stage = _end(session, stage_id, fence, StageState.READY, outcome, refused, **later)
+    stage = _end(session, stage_id, fence, StageState.READY, outcome, refused, wait_seconds)
     data = {"key": stage.key, "title": stage.title}
     events.tell_jobs(
         session, [stage_id], "stage.released", data if refused is None else {**data, "message": refused.get("message")}
@@ -433,13 +427,16 @@ def take(session: Session, stage_id: int, fence: int, state: StageState, error: 
 
 
 def _end(
-    session: Session, stage_id: int, fence: int, state: StageState, outcome: str, error: dict[str, Any] | None, /,
-    **more: Any,
+    session: Session, stage_id: int, fence: int, state: StageState, outcome: str, error: dict[str, Any] | None,
+    wait: float = 0.0, /, **more: Any,
 ) -> Any:  # fmt: skip
-    """Return the stage's row after moving it out of running under `fence`; None where the fence is stale."""
-    end = _END_FOR_GOOD if state in ENDED else _END_FOR_NOW
+    """Return the stage's row after moving it out of running under `fence`; None where the fence is stale.
+
+    Where it has not ended, it may run again after `wait` seconds.
+    """
     held = {"stage": stage_id, "under": fence}
-    stage = session.execute(end, {**held, "state": state, "error": error, **more}).one_or_none()
+    end, after = (_END_FOR_GOOD, {}) if state in ENDED else (_END_FOR_NOW, {"wait": wait})
+    stage = session.execute(end, {**held, "state": state, "error": error, **after, **more}).one_or_none()
     if stage is not None:
         session.execute(_END_ATTEMPT, {**held, "outcome": outcome, "error": error})
     return stage
@@ -489,7 +486,7 @@ _WAKE = (
         STAGES.c.state == StageState.BLOCKED,
         ~unfinished_parents(),
     )
-    .values(state=StageState.READY)
+    .values(state=StageState.READY, not_before=db_now())
     .returning(STAGES.c.id, STAGES.c.queue)
 )
 
@@ -628,8 +625,8 @@ def _take_back(session: Session, row: Any, max_losses: int, why: str) -> list[Be
         stage = _end(session, row.id, row.fence, StageState.FAILED, "lost", error, **more)
         _end_descendants(session, row.id, stage.title, "stage.failed", error)
         return []
-    later = _later(session, backoff(2.0 ** (losses - 1) - 1))
-    stage = _end(session, row.id, row.fence, StageState.READY, "lost", error, **more, not_before=later)
+    wait = backoff(2.0 ** (losses - 1) - 1)
+    stage = _end(session, row.id, row.fence, StageState.READY, "lost", error, wait, **more)
     events.tell_jobs(session, [row.id], "stage.lost", {"key": stage.key, "message": message})
     return [Bell(row.id, stage.queue)]
 

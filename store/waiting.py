@@ -81,7 +81,7 @@ def reasons(session: Session, stages: Sequence[Stage], alive_seconds: float) -> 
         parents=jobs.unfinished_parent_titles(session, [s.id for s in stages if s.state == StageState.BLOCKED]),
         places=_places(session, ready),
         served=workers.live_queues(session, alive_seconds) if ready else set(),
-        now=session.scalar(_NOW) or 0.0 if any(stage.not_before for stage in ready) else 0.0,
+        now=session.scalar(_NOW) or 0.0 if any(stage.error for stage in ready) else 0.0,
     )
 
 

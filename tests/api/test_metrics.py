@@ -2,6 +2,8 @@
 
 import re
 
+from sqlalchemy import text
+
 from api.metrics import render
 from store import workers
 from store.gauges import Gauge
@@ -52,6 +54,27 @@ def test_stages_jobs_and_attempts(house: House):
     factories.pass_time(database, 60)
     factories.claim(database)
     assert metrics(house)['gauntlet_attempts_total{outcome="lost"}'] == 1, "an attempt that goes on has no outcome yet"
+    house.work(60)
+
+
+def test_the_age_of_what_is_ready_begins_when_it_may_run(house: House):
+    """Not when it was first asked for: a month ago, and failed then; or hours before what it needs had succeeded."""
+    name, database = 'gauntlet_ready_age_seconds{queue="cpu"}', house.service.database
+    old = text("UPDATE stages SET created_at = created_at - 2592000")
+    house.post(factories.body(seeds=[71]))
+    factories.fail(database, factories.claim(database))
+    with database.write() as session:
+        session.execute(old)
+    house.post(factories.body(seeds=[71]))
+    assert metrics(house)[name] < 3600
+    factories.succeed(database, factories.claim(database))
+    assert metrics(house)[name] < 3600
+    factories.pass_time(database, 7200)
+    assert 7200 < metrics(house)[name] < 10800
+    for held in [factories.claim(database), factories.claim(database)]:
+        factories.fail(database, held, final=False)
+    assert name not in metrics(house), "it pauses"
+    factories.pass_time(database, 60)
     house.work(60)
 
 

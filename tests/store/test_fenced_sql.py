@@ -17,7 +17,7 @@ from tests import factories
 FENCED = re.compile(r"WHERE (stages\.id|attempts\.stage_id) = \S+ AND (stages|attempts)\.fence = \S+")
 ALLOWED = {
     "children woken; not the worker's own stage, and locked by the statement before": re.compile(
-        r"UPDATE stages SET state=\S+ WHERE stages\.id IN \(.*\) AND stages\.state = \S+ AND NOT \(EXISTS "
+        r"UPDATE stages SET state=\S+, not_before=.* WHERE stages\.id IN \(.*\) AND stages\.state = \S+ AND NOT \("
     ),
     "descendants of a failed stage; not the worker's own stage, and locked by the statement before": re.compile(
         r"UPDATE stages SET state=\S+, error=\S+, finished_at=.* WHERE stages\.id IN \("

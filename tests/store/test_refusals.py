@@ -63,7 +63,7 @@ def test_is_left_to_the_other(database: Database):
     assert held is not None
     assert [bell.stage_id for bell in refuse(database, held)] == [held.stage_id]
     row = row_of(database, held)
-    assert (row.state, row.failures, row.losses, row.not_before) == ("ready", 0, 0, 0.0)
+    assert (row.state, row.failures, row.losses) == ("ready", 0, 0)
     assert reason(database, row) == (
         "next in the queue cpu; the worker on a host left it to the others: the files are not here"
     )
