@@ -163,7 +163,7 @@ def _revive(session: Session, mine: Sequence[int], reason: str) -> None:
     error = {"cause": "lost", "message": f"its result is withdrawn; a job that asks for it runs it again: {reason}"}
     fresh = {"failures": 0, "losses": 0, "not_before": 0.0, "announced_at": 0.0, "error": error}
     for stage_id in mine:  # parents come before their children
-        lives = and_(stages.wanted_by_live_job(0), ~hopeless)
+        lives = and_(stages.wanted_by_live_job(), ~hopeless)
         wanted = session.scalar(select(lives).select_from(Stage).where(Stage.id == stage_id))
         ended = {"state": StageState.CANCELLED, "finished_at": db_now()}
         values = {"state": StageState.BLOCKED, "finished_at": None} if wanted else ended

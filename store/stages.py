@@ -718,19 +718,15 @@ def result_of(session: Session, stage_id: int) -> tuple[dict[str, Any], dict[str
     return payload, {row.name: row.sha256 for row in rows}
 
 
-def wanted_by_live_job(other_than: int) -> Any:
-    """Return the SQL condition that a live job other than `other_than`, itself not cancelled, wants the stage."""
-    return exists(
+def wanted_by_live_job(other_than: int | None = None) -> Any:
+    """Return the SQL condition that a live job, itself not cancelled and not `other_than`, wants the stage."""
+    wanting = (
         select(literal(1))
         .select_from(JobStage)
         .join(Job, Job.id == JobStage.job_id)
-        .where(
-            JobStage.stage_id == Stage.id,
-            Job.id != other_than,
-            Job.state.not_in(JOB_ENDED),
-            or_(Job.cancel_requested.is_(False), Job.cancel_requested.is_(None)),
-        )
+        .where(JobStage.stage_id == Stage.id, Job.state.not_in(JOB_ENDED), Job.cancel_requested.is_(False))
     )
+    return exists(wanting if other_than is None else wanting.where(Job.id != other_than))
 
 
 _NEWEST = (
