@@ -3,13 +3,13 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import OperationalError
 
 from core.errors import Interrupted
@@ -68,6 +68,20 @@ def reason_of(worker: WorkerProcess) -> str:
     return stop.value.reason
 
 
+def once_it_works(worker: WorkerProcess, do: Callable[[], None]) -> None:
+    """Do something from another thread as soon as the worker has begun; where that fails, the work ends."""
+
+    def wait_and_do() -> None:
+        try:
+            wait_until("it works", lambda: worker._watch)
+            do()
+        except BaseException:
+            worker.drain()
+            raise
+
+    threading.Thread(target=wait_and_do, daemon=True).start()
+
+
 def test_conscience_does_not_wait_for_sql(
     worker: WorkerProcess, database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +107,7 @@ def test_renewed_work_goes_on(worker: WorkerProcess, database: Database, setting
 
 def test_cancelled_work_stops(worker: WorkerProcess, database: Database) -> None:
     job_id = factories.post(database, factories.trainings())
-    threading.Timer(0.5, _cancel, (database, job_id)).start()
+    once_it_works(worker, lambda: _cancel(database, job_id))
     assert reason_of(worker) == "cancel"
 
 
@@ -101,10 +115,11 @@ def test_taken_over_work_stops(worker: WorkerProcess, database: Database) -> Non
     factories.post(database, factories.trainings())
 
     def take() -> None:
-        factories.pass_time(database, 60)
-        factories.reap(database)
+        with database.write() as session:  # in one transaction, for no renewal comes in between
+            session.execute(update(Stage).values(lease_expires=0.0))
+            assert [stages.reap(session, orphan, 5) for orphan in stages.orphans(session)]
 
-    threading.Timer(0.5, take).start()
+    once_it_works(worker, take)
     assert reason_of(worker) == "lost"
 
 
