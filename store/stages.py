@@ -1,4 +1,4 @@
-"""The life of a stage in SQL: claim, renew, succeed, fail, release, reap.
+"""The life of a stage in SQL: claim, renew, succeed, fail, release, lose.
 
 Every statement a worker causes names the fence it holds; with a stale fence it changes 0 rows. Locks are taken in
 one order everywhere: stages by id, then jobs by id. Children are locked in a statement of their own before anyone
@@ -58,7 +58,6 @@ from store.models import (
     StageLog,
     StageParent,
     StageState,
-    Worker,
 )
 
 KEPT_CHECKPOINTS = 2
@@ -410,7 +409,26 @@ def lose(session: Session, stage_id: int, fence: int, why: str, max_losses: int)
     row = session.execute(select(*columns).where(is_held(stage_id, fence)).with_for_update()).one_or_none()
     if row is None:
         raise StaleFence
-    return _take_back(session, row, max_losses, why)
+    return take_back(session, row, max_losses, why)
+
+
+def take_back(session: Session, row: Any, max_losses: int, why: str) -> list[Bell]:
+    """Return the bell of one orphan. The fence rises here too, so its old holder is inert from this commit on."""
+    losses = row.losses + 1
+    message = f"{why} (loss {losses} of {max_losses})"
+    error = {"cause": "lost", "message": message}
+    more = {"losses": losses, "fence": row.fence + 1}
+    if row.cancel_requested:
+        _cancel(session, row.id, row.fence, "lost", error, **more)
+        return []
+    if losses >= max_losses:
+        stage = _end(session, row.id, row.fence, StageState.FAILED, "lost", error, **more)
+        _end_descendants(session, row.id, stage.title, "stage.failed", error)
+        return []
+    wait = backoff(2.0 ** (losses - 1) - 1)
+    stage = _end(session, row.id, row.fence, StageState.READY, "lost", error, wait, **more)
+    events.tell_jobs(session, [row.id], "stage.lost", {"key": stage.key, "message": message})
+    return [Bell(row.id, stage.queue)]
 
 
 def _cancel(
@@ -579,127 +597,6 @@ def _job_end(session: Session, job_id: int) -> JobState | None:
     if states & set(LIVE):
         return None
     return JobState.SUCCEEDED if states <= {StageState.SUCCEEDED} else JobState.FAILED
-
-
-def orphans(session: Session, limit: int = 100) -> list[int]:
-    """Return running stages whose lease has expired."""
-    return list(session.scalars(select(Stage.id).where(*_EXPIRED).order_by(Stage.id).limit(limit)))
-
-
-def reap(session: Session, stage_id: int, max_losses: int) -> list[Bell]:
-    """Take back a stage whose lease has expired; return its bell, where it may run again.
-
-    Where somebody else holds one of the rows this changes, a stopped process maybe, it waits for the next time.
-    """
-    row = session.execute(
-        select(Stage.id, Stage.fence, Stage.cancel_requested, Stage.losses, Stage.lease_owner)
-        .where(Stage.id == stage_id, *_EXPIRED)
-        .with_for_update(skip_locked=True)
-    ).one_or_none()
-    if row is None:
-        return []
-    if row.losses + 1 >= max_losses and not _lock_all_below_now(session, stage_id):
-        return []
-    if not events.lock_all_jobs_now(session, stage_id):
-        return []
-    return _take_back(session, row, max_losses, f"worker {row.lease_owner} stopped renewing its lease")
-
-
-def _lock_all_below_now(session: Session, stage_id: int) -> bool:
-    """Return whether all that ends with the stage is locked."""
-    doomed = below(stage_id, *LIVE)
-    locked = session.scalars(doomed.order_by(STAGES.c.id).with_for_update(skip_locked=True)).all()
-    return session.scalar(select(func.count()).select_from(doomed.subquery())) == len(locked)
-
-
-def _take_back(session: Session, row: Any, max_losses: int, why: str) -> list[Bell]:
-    """Return the bell of one orphan. The fence rises here too, so its old holder is inert from this commit on."""
-    losses = row.losses + 1
-    message = f"{why} (loss {losses} of {max_losses})"
-    error = {"cause": "lost", "message": message}
-    more = {"losses": losses, "fence": row.fence + 1}
-    if row.cancel_requested:
-        _cancel(session, row.id, row.fence, "lost", error, **more)
-        return []
-    if losses >= max_losses:
-        stage = _end(session, row.id, row.fence, StageState.FAILED, "lost", error, **more)
-        _end_descendants(session, row.id, stage.title, "stage.failed", error)
-        return []
-    wait = backoff(2.0 ** (losses - 1) - 1)
-    stage = _end(session, row.id, row.fence, StageState.READY, "lost", error, wait, **more)
-    events.tell_jobs(session, [row.id], "stage.lost", {"key": stage.key, "message": message})
-    return [Bell(row.id, stage.queue)]
-
-
-_EXPIRED = (IS_RUNNING, STAGES.c.lease_expires <= db_now())
-
-
-def next_blocked(session: Session, after: int, limit: int = 5_000) -> range:
-    """Return the ids among which the next `limit` blocked stages after that id are; empty behind the last."""
-    some = select(Stage.id).where(IS_BLOCKED, Stage.id > after).order_by(Stage.id).limit(limit).subquery()
-    first, last = session.execute(select(func.min(some.c.id), func.max(some.c.id))).one()
-    return range(0) if first is None else range(first, last + 1)
-
-
-def repair(session: Session, among: range | None = None, limit: int = 200) -> tuple[list[Bell], int]:
-    """Return what should have been woken or rolled up and was not, now mended: bells, and a count that should be 0.
-
-    Blocked stages are looked at `among` those ids only, where it is given: the keeper takes them in turns.
-    """
-    chosen = [IS_BLOCKED] if among is None else [IS_BLOCKED, Stage.id >= among.start, Stage.id < among.stop]
-    stranded = session.scalars(
-        select(Stage.id)
-        .where(*chosen, ~unfinished_parents())
-        .order_by(Stage.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
-    bells = wake(session, stranded)
-    live = exists(
-        select(literal(1))
-        .select_from(JobStage)
-        .join(Stage, Stage.id == JobStage.stage_id)
-        .where(JobStage.job_id == Job.id, Stage.state.in_(LIVE))
-    )
-    finished = session.scalars(
-        select(Job.id)
-        .where(or_(Job.state == JobState.CANCELLING, and_(Job.state.not_in(JOB_ENDED), ~live)))
-        .order_by(Job.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).all()
-    recount(session, finished)
-    return bells, len(bells) + sum(roll_up(session, job_id) for job_id in finished)
-
-
-def unheard(session: Session, alive_seconds: float, resend_seconds: float) -> list[Bell]:
-    """Return ready stages to ring again: as many per queue as it has idle workers, none rung a moment ago.
-
-    What was rung in the future was rung before the database's clock was set back.
-    """
-    idle = session.execute(
-        select(Worker.queues).where(
-            Worker.seen_at > db_now() - alive_seconds, Worker.stage_id.is_(None), Worker.draining.is_(False)
-        )
-    ).all()
-    bells: list[Bell] = []
-    for queue in sorted({queue for (queues,) in idle for queue in queues}):
-        hands = sum(queue in queues for (queues,) in idle)
-        ready = session.scalars(
-            select(Stage.id)
-            .where(
-                Stage.queue == queue,
-                IS_READY,
-                is_due(),
-                or_(Stage.announced_at <= db_now() - resend_seconds, Stage.announced_at > db_now()),
-            )
-            .order_by(Stage.priority.desc(), Stage.id)
-            .limit(hands)
-            .with_for_update(skip_locked=True)
-        ).all()
-        bells += [Bell(stage_id, queue) for stage_id in ready]
-    session.execute(update(Stage).where(Stage.id.in_([bell.stage_id for bell in bells])).values(announced_at=db_now()))
-    return bells
 
 
 def by_key(session: Session, key: str) -> Stage | None:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from core.execution import Execution
 from core.jobs import AnyJob, Job
 from core.plan import Plan, plan
-from store import jobs, stages
+from store import jobs, keeping, stages
 from store.database import Database, db_now
 from store.jobs import Submission, TrainedModels
 from store.models import Base, Stage
@@ -163,13 +163,13 @@ def expire(database: Database, claim: Claim) -> None:
 def reap(database: Database, max_losses: int = 5) -> list[Bell]:
     """Take back what has expired, as the keeper does."""
     with database.read() as session:
-        found = stages.orphans(session)
+        found = keeping.orphans(session)
     return [bell for stage_id in found for bell in _taken_back(database, stage_id, max_losses)]
 
 
 def _taken_back(database: Database, stage_id: int, max_losses: int) -> list[Bell]:
     with database.write() as session:
-        return stages.reap(session, stage_id, max_losses)
+        return keeping.reap(session, stage_id, max_losses)
 
 
 def stage(database: Database, stage_id: int) -> Stage:

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 
-from store import stages, workers
+from store import keeping, workers
 from store.broker import Ringer, celery_app
 from store.crashpoints import crashpoint
 from store.database import Database
@@ -95,7 +95,7 @@ class Keeper:
     def _reap(self) -> list[Bell]:
         """Take back each orphan in a transaction of its own: one that cannot be keeps no other from it."""
         with self._database.read() as session:
-            orphans = stages.orphans(session)
+            orphans = keeping.orphans(session)
         return [
             bell
             for stage_id in orphans
@@ -104,15 +104,15 @@ class Keeper:
 
     def _take_back(self, stage_id: int) -> list[Bell]:
         with self._database.write() as session:
-            bells = stages.reap(session, stage_id, self._settings.max_losses)
+            bells = keeping.reap(session, stage_id, self._settings.max_losses)
             crashpoint("in-reaper")
         return bells
 
     def _repair(self) -> list[Bell]:
         with self._database.write() as session:
-            among = stages.next_blocked(session, self._repaired) or stages.next_blocked(session, 0)
+            among = keeping.next_blocked(session, self._repaired) or keeping.next_blocked(session, 0)
             self._repaired = among.stop - 1 if among else 0  # a part that cannot be mended is not all there is
-            mended, count = stages.repair(session, among)
+            mended, count = keeping.repair(session, among)
         if count:
             log.error("mended %d stranded stages or jobs; this points to a bug", count)
         return mended
@@ -130,7 +130,7 @@ class Keeper:
     def _hear(self) -> list[Bell]:
         alive = workers.ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
         with self._database.write() as session:
-            return stages.unheard(session, alive, RESEND_SECONDS)
+            return keeping.unheard(session, alive, RESEND_SECONDS)
 
 
 def main() -> None:

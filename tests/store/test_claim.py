@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from store import events, jobs, stages, workers
+from store import events, jobs, keeping, stages, workers
 from store.database import Database, db_now
 from store.models import Attempt, Checkpoint, Evaluation, Result, Stage, StageArtifact, StageLog, Worker
 from store.stages import Claim, StaleFence
@@ -597,7 +597,7 @@ class TestReap:
         for _ in range(5):
             expire(database, claim(database))
         with database.read() as session:
-            assert len(stages.orphans(session, limit=3)) == 3
+            assert len(keeping.orphans(session, limit=3)) == 3
         assert len(reap(database)) == 5
 
 
@@ -639,7 +639,7 @@ class TestKeeping:
 
     def unheard(self, database: Database) -> list[int]:
         with database.write() as session:
-            return [bell.stage_id for bell in stages.unheard(session, 35.0, 3.0)]
+            return [bell.stage_id for bell in keeping.unheard(session, 35.0, 3.0)]
 
     def test_rings_for_idle_hands_and_not_again_for_a_while(self, database: Database):
         post(database, trainings(range(5)))
@@ -689,7 +689,7 @@ class TestKeeping:
         post(database)
         claim(database)
         with database.write() as session:
-            assert stages.repair(session) == ([], 0)
+            assert keeping.repair(session) == ([], 0)
 
     def test_repair_mends_what_was_stranded(self, database: Database):
         job_id = post(database)
@@ -697,7 +697,7 @@ class TestKeeping:
         with database.write() as session:
             session.execute(update(Stage).where(Stage.state == "ready").values(state="blocked"))
         with database.write() as session:
-            bells, mended = stages.repair(session)
+            bells, mended = keeping.repair(session)
         assert (len(bells), mended) == (2, 2)
         finish(database)
         assert factories.job(database, job_id).state == "succeeded"
@@ -722,7 +722,7 @@ class TestKeeping:
             session.execute(update(Attempt).values(ended_at=db_now(), outcome="cancelled"))
         assert factories.job(database, ids[0]).state == "cancelling"
         with database.write() as session:
-            assert stages.repair(session) == ([], 1)
+            assert keeping.repair(session) == ([], 1)
         assert factories.job(database, ids[0]).state == "cancelled"
 
     def test_what_a_worker_left_is_there(self, database: Database):

@@ -11,7 +11,7 @@ from hypothesis.stateful import precondition, rule, run_state_machine_as_test
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from store import idempotency, jobs, stages
+from store import idempotency, jobs, keeping, stages
 from store.database import Database, db_now
 from store.idempotency import Known
 from store.models import Job, Stage, StageLog, StageState
@@ -191,10 +191,10 @@ class ForgetfulService(Service):
             )
         for stage_id in expired:
             with unanswered(), self.database.write() as session:
-                stages.reap(session, stage_id, MAX_LOSSES)
+                keeping.reap(session, stage_id, MAX_LOSSES)
         self.stale += [self.held.pop(stage_id) for stage_id in expired]
         with unanswered(), self.database.write() as session:
-            stages.unheard(session, 1e6, 3.0)
+            keeping.unheard(session, 1e6, 3.0)
 
 
 def explore(database: Database, examples: int) -> None:

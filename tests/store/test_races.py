@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from store import jobs, stages, workers
+from store import jobs, keeping, stages, workers
 from store.database import Database, db_now
 from store.invariants import violations
 from store.models import Job, Stage, StageParent
@@ -74,7 +74,7 @@ class TestTwoParentsAtOnce:
         assert child.id not in {bell.stage_id for bell in bells}
         assert broken(database) == [f"stage {child.key} is blocked, but all its parents have succeeded"]
         with database.write() as session:  # the second net
-            assert stages.repair(session) == ([Bell(child.id, "cpu")], 1)
+            assert keeping.repair(session) == ([Bell(child.id, "cpu")], 1)
         assert broken(database) == []
 
     def test_wake_the_child_once(self, postgres: Database, monkeypatch: pytest.MonkeyPatch):
@@ -108,7 +108,7 @@ class TestAttachWhileItCompletes:
             f"job {job_id} counts 1 unfinished stages, but has 0",
         ]
         with database.write() as session:  # the second net
-            assert stages.repair(session) == ([], 1)
+            assert keeping.repair(session) == ([], 1)
         assert factories.job(database, job_id).state == "succeeded"
         assert broken(database) == []
 
@@ -194,7 +194,7 @@ class TestLocksHeldByOthers:
 
         def ring() -> list[Bell]:
             with postgres.write() as session:
-                return stages.unheard(session, 60.0, 3.0)
+                return keeping.unheard(session, 60.0, 3.0)
 
         with ThreadPoolExecutor(1) as pool, postgres.write() as other:
             other.execute(select(Stage.id).where(Stage.id == first).with_for_update())
@@ -222,7 +222,7 @@ def test_everybody_at_once(database: Database):
         factories.reap(database, 1000)
         factories.finish(database)
     with database.write() as session:
-        assert stages.repair(session) == ([], 0)
+        assert keeping.repair(session) == ([], 0)
         assert set(session.scalars(select(Job.state))) <= {"succeeded", "failed", "cancelled"}
 
 
@@ -258,9 +258,9 @@ def cancel(database: Database, choose: random.Random, specs: list[dict[str, Any]
 def keep(database: Database, choose: random.Random, specs: list[dict[str, Any]]) -> None:
     factories.reap(database, max_losses=2)
     with database.write() as session:
-        stages.repair(session)
+        keeping.repair(session)
     with database.write() as session:
-        stages.unheard(session, 60.0, 0.0)
+        keeping.unheard(session, 60.0, 0.0)
 
 
 DEEDS = [submit, submit, work, work, work, work, cancel, keep]

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from sqlalchemy import select, text
 from sqlalchemy.orm import Session
 
-from store import stages
+from store import keeping
 from store.database import Database
 from store.models import Job, Stage
 from tests import factories
@@ -34,14 +34,14 @@ def orphans(database: Database, number: int) -> tuple[list[int], list[int]]:
 
 def reap(database: Database, max_losses: int = 5) -> list[int]:
     with database.read() as session:
-        found = stages.orphans(session)
+        found = keeping.orphans(session)
     return [stage_id for stage_id in found if taken_back(database, stage_id, max_losses)]
 
 
 def taken_back(database: Database, stage_id: int, max_losses: int) -> bool:
     with database.write() as session:
         session.execute(PATIENCE)
-        return bool(stages.reap(session, stage_id, max_losses))
+        return bool(keeping.reap(session, stage_id, max_losses))
 
 
 def test_a_job_that_somebody_holds(postgres: Database):

@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
-from store import jobs, lost, stages, workers
+from store import jobs, keeping, lost, stages, workers
 from store.database import Database, db_now
 from store.invariants import violations
 from store.models import JOB_ENDED, Event, Job, JobStage, Result, Stage, StageParent, StageState
@@ -217,11 +217,11 @@ class Service(RuleBasedStateMachine):
 
     def repair(self) -> None:
         with self.database.write() as session:
-            assert stages.repair(session) == ([], 0), "the repair found work: something was stranded"
+            assert keeping.repair(session) == ([], 0), "the repair found work: something was stranded"
 
     def ring_again(self) -> None:
         with self.database.write() as session:
-            self.bells += stages.unheard(session, 1e6, 3.0)
+            self.bells += keeping.unheard(session, 1e6, 3.0)
 
     @precondition(lambda self: self.bells)
     @rule(number=claims, lost=st.booleans())

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
-from store import stages, workers
+from store import keeping, workers
 from store.settings import Settings
 from tests import factories, servers
 from tests.processes import wait_until
@@ -59,7 +59,7 @@ def test_a_duty_that_cannot_be_done_keeps_no_other_from_being_done(
     tried: list[str] = []
 
     def watched(name: str) -> Any:
-        duty = getattr(stages, name)
+        duty = getattr(keeping, name)
 
         def do(*arguments: Any) -> Any:
             tried.append(name)
@@ -70,7 +70,7 @@ def test_a_duty_that_cannot_be_done_keeps_no_other_from_being_done(
         return do
 
     for name in ("orphans", "repair", "unheard"):
-        monkeypatch.setattr(stages, name, watched(name))
+        monkeypatch.setattr(keeping, name, watched(name))
     for _ in range(REPAIR_EVERY + 1):
         keeper.tick()
     assert tried.count("orphans") == tried.count("unheard") == REPAIR_EVERY + 1

@@ -13,7 +13,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import OperationalError
 
 from core.errors import Interrupted
-from store import migrate, stages, workers
+from store import keeping, migrate, stages, workers
 from store.database import Database, db_now
 from store.models import Stage, Worker
 from store.settings import Settings
@@ -117,7 +117,7 @@ def test_taken_over_work_stops(worker: WorkerProcess, database: Database) -> Non
     def take() -> None:
         with database.write() as session:  # in one transaction, for no renewal comes in between
             session.execute(update(Stage).values(lease_expires=0.0))
-            assert [stages.reap(session, orphan, 5) for orphan in stages.orphans(session)]
+            assert [keeping.reap(session, orphan, 5) for orphan in keeping.orphans(session)]
 
     once_it_works(worker, take)
     assert reason_of(worker) == "lost"
