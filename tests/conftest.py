@@ -1,6 +1,8 @@
 """Servers and fresh databases for the tests; each server starts when its first test asks, once per test process."""
 
+import os
 import shutil
+import signal
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -11,6 +13,13 @@ import pytest
 from tests import servers
 from tests.disk import mounted
 from tests.s3 import S3Server
+
+# what a machine may have set, and the tests may not depend on: whoever starts a shell's background job ignores SIGINT,
+# a proxy is not asked for servers of this machine, foolbox wants git, and threads outnumber the cores of a container
+signal.signal(signal.SIGINT, signal.default_int_handler)
+os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, len(os.sched_getaffinity(0)))))
 
 
 @pytest.fixture(scope="session")

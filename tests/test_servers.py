@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,6 +122,14 @@ def wait_gone(*pids: int, seconds: float = 10.0) -> list[int]:
         time.sleep(0.05)
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that PostgreSQL's user can reach, as those of pytest are not: the test's own may be root."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
 def hold_both(folder: Path) -> tuple[subprocess.Popen[str], list[int], list[Path]]:
     """Start a process that holds both servers; return it, all the servers' processes and their folders."""
     environment = {**os.environ, "TMPDIR": str(folder)}
@@ -132,8 +141,8 @@ def hold_both(folder: Path) -> tuple[subprocess.Popen[str], list[int], list[Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["SIGKILL", "SIGINT"])
-def test_no_server_outlives_its_process(number: signal.Signals, tmp_path: Path) -> None:
-    holder, pids, folders = hold_both(tmp_path)
+def test_no_server_outlives_its_process(number: signal.Signals, open_folder: Path) -> None:
+    holder, pids, folders = hold_both(open_folder)
     assert len(pids) > 4  # the two servers and PostgreSQL's helpers
     holder.send_signal(number)
     holder.communicate()
@@ -143,9 +152,9 @@ def test_no_server_outlives_its_process(number: signal.Signals, tmp_path: Path) 
         assert not any(folder.exists() for folder in folders)
 
 
-def test_folders_of_killed_processes_are_swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    holder, pids, folders = hold_both(tmp_path)
+def test_folders_of_killed_processes_are_swept(monkeypatch: pytest.MonkeyPatch, open_folder: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(open_folder))
+    holder, pids, folders = hold_both(open_folder)
     os.utime(folders[0], (0, 0))
     servers.RedisServer().close()
     assert folders[0].exists()  # old, but its process lives

@@ -25,7 +25,7 @@ def api(sqlite_url: str, tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen
     port = free_port()
     environment = {**os.environ, "DATABASE_URL": sqlite_url, "STATE_DIR": str(tmp_path / "state")}
     command = [sys.executable, "-m", "uvicorn", "api.main:app", "--port", str(port), "--log-level", "warning"]
-    process = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)
+    process = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent())
     url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:

@@ -76,7 +76,7 @@ def test_documented_commands_fit(composition: dict[str, Any]) -> None:
     text = (compose.ROOT / "docs" / "operations.md").read_text()
     runs = re.findall(r"docker compose run --rm(?: -[ve] \S+)* (\w+) gauntlet (.+)", text)
     assert {command.split()[0] for _, command in runs} == {"backup", "restore", "doctor", "gc", "data"}
-    assert text.count("docker compose run") == len(runs)
+    assert len(re.findall(r"docker compose run --rm (?!migrate)", text)) == len(runs)
     for service, command in runs:
         admin._parser().parse_args(command.split())
         assert service in OURS

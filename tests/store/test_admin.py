@@ -1,5 +1,6 @@
 """Doctor, garbage collection, backup and restore, on real databases and real folders."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -395,8 +396,7 @@ def test_a_writer_and_a_collector_at_once(database_url: str, store: FolderStore)
             collecting = [pool.submit(collects) for _ in range(2)]
             try:
                 while (held := try_claim(database)) is not None:
-                    young = time.time() + 5  # what is put now is younger than a collector without grace thinks
-                    sha256 = put_young(store, held.key.encode(), young)
+                    sha256 = put_young(store, held.key.encode())
                     succeed(database, held)
                     assert store.get(sha256) == held.key.encode()
                     for _ in range(5):
@@ -408,11 +408,12 @@ def test_a_writer_and_a_collector_at_once(database_url: str, store: FolderStore)
         assert doctor(database, store) == []
 
 
-def put_young(store: FolderStore, data: bytes, young: float) -> str:
-    """Return the sha256 under which data is stored, put again where a collector without grace was faster."""
+def put_young(store: FolderStore, data: bytes) -> str:
+    """Return the sha256 under which data is stored, younger than a collector without grace thinks."""
+    young = time.time() + 5
     while True:
         sha256 = store.put(data)
-        with suppress(FileNotFoundError):
+        with store._locked(fcntl.LOCK_SH), suppress(FileNotFoundError):  # no collector is at work now
             os.utime(store.path(sha256), (young, young))
             return sha256
 

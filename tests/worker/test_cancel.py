@@ -57,7 +57,7 @@ def test_shared_stage(service: Service) -> None:
     """It goes on undisturbed for the other job."""
     spec = specs.training(100)
     job, other = service.post(spec), service.post(spec)
-    service.running_at(service.stage(job)["key"], done=0)
+    service.running_at(service.stage(job)["key"], done=-1)
     assert service.client.cancel(job["id"])["state"] == "cancelled"
     assert_as_calm(service, service.succeeded(other), spec)
     assert len(service.stage(other)["attempts"]) == 1
@@ -69,7 +69,7 @@ def test_wanted_again_while_it_stops(service: Service) -> None:
     """A new job lifts the cancellation that is under way."""
     spec = specs.training(100)
     job = service.post(spec)
-    service.running_at(service.stage(job)["key"], done=0)
+    service.running_at(service.stage(job)["key"], done=-1)
     service.client.cancel(job["id"])
     again = service.post(spec)
     assert_as_calm(service, service.succeeded(again), spec)

@@ -51,7 +51,7 @@ def test_keeper_in_reaper(service: Service) -> None:
     spec = specs.training(40)
     job = service.post(spec)
     key = service.stage(job)["key"]
-    service.running_at(key, done=0)
+    service.running_at(key, done=-1)
     service["keeper"].kill()
     os.kill(service["worker"].child(), signal.SIGKILL)
     wait_until("the lease has ended", lambda: _lease_has_ended(service, key), 2 * LEASE)

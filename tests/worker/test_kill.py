@@ -138,6 +138,7 @@ def test_broker_flushed(service: Service) -> None:
     assert_as_calm(service, service.succeeded(job), spec)
 
 
+@pytest.mark.parametrize("service", [EMBEDDED], indirect=True)
 def test_bell_lost(service: Service) -> None:
     """The only message is deleted before anyone reads it: the keeper rings again."""
     service["worker"].send(signal.SIGSTOP)  # the main process only, which has no business with SQL
@@ -175,7 +176,7 @@ def test_redis_down(service: Service) -> None:
 @pytest.mark.parametrize("service", [SERVERS], indirect=True)  # stopped inside a SQLite transaction it would hold all
 def test_stopped_past_its_lease(service: Service) -> None:
     """Another worker takes over; the first, let go, stops by itself and writes nothing."""
-    spec = specs.training(150)
+    spec = specs.training(400)
     service["worker"].end()
     sleeper = service.start("worker2", HEARTBEAT_SECONDS="1", CHECKPOINT_SECONDS="1000")
     try:

@@ -117,7 +117,7 @@ def test_redis(stack: Stack) -> None:
     """Its messages are lost with it; jobs are posted meanwhile."""
     spec, other = specs.benchmark(), specs.training(10)
     job = stack.post(spec)
-    stack.running_at(stack.stage(job)["key"], done=0)
+    stack.running_at(stack.stage(job)["key"], done=-1)
     stack.redis.kill()
     second = stack.post(other)
     time.sleep(OUTAGE)
@@ -192,7 +192,7 @@ def test_bucket_refuses(stack: Stack) -> None:
     artifact = stack.stage(earlier)["artifacts"]["weights"]
     job = stack.post(spec)
     key = stack.stage(job)["key"]
-    stack.running_at(key, done=0)
+    stack.running_at(key, done=-1)
     stack.proxy.refusing = 503
     waits = "waits, its result is found but cannot be stored"
     wait_until("it says why it waits", lambda: any(waits in line for line in stack.log_of(key)))

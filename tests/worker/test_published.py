@@ -15,6 +15,7 @@ SUITE = "e2sad-mnist-tiny"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_make_paper(tmp_path: Path) -> None:
     """The suite of 45 cells of Table 1 and 54 of Table 2, for real; some minutes on a busy machine."""
     folder = tmp_path / "results"

@@ -29,7 +29,7 @@ def service(tmp_path: Path, sqlite_template: Path) -> Iterator[Processes]:
 def other_code(tmp_path: Path) -> Path:
     """A copy of the code, to be changed."""
     copy = tmp_path / "copy"
-    for package in ("core", "store", "worker"):
+    for package in ("core", "store", "worker", "migrations"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     return copy
 
