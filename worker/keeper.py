@@ -128,9 +128,17 @@ class Keeper:
         return []
 
     def _hear(self) -> list[Bell]:
+        """Return bells to ring again, noted or not: one too many does no harm."""
         alive = workers.ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
-        with self._database.write() as session:
-            return keeping.unheard(session, alive, RESEND_SECONDS)
+        bells: list[Bell] = []
+        try:
+            with self._database.write() as session:
+                bells = keeping.unheard(session, alive, RESEND_SECONDS)
+        except Exception as error:
+            if not bells:
+                raise
+            log.warning("keeper rings what it could not note: %s", error)
+        return bells
 
 
 def main() -> None:

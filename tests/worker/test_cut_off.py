@@ -63,7 +63,7 @@ def test_cut_off_and_let_back(service: Processes, network: Network, postgres_url
     wait_until("the API answers", service.client.ready)
     first = start_behind(network, service, CHECKPOINT_SECONDS=checkpoint_seconds)
     wait_until("a live worker", service.workers)
-    spec = specs.training(200)
+    spec = specs.training(600)  # on a quick machine, too, it computes until its lease ends
     job = service.post(spec)
     key = service.stage(job)["key"]
     service.running_at(key, done=5)

@@ -21,7 +21,7 @@ from tests.worker import specs
 from tests.worker.calm import assert_as_calm
 
 LOSSES = ("every=5", "share=0.3 seed=1")
-"""Regularly, out of step with the keeper's four transactions; and at random, several in a row."""
+"""Regularly, in step with what keeper and workers repeat; and at random, several in a row."""
 ROLES = ("api", "keeper", "worker", "worker2")
 pytestmark = pytest.mark.slow
 
