@@ -15,6 +15,8 @@ from worker.devices import queues
 from worker.patience import await_schema
 
 EXIT_NO_CHILD = 70
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
+"""Where there is neither there is no CUDA device, and torch need not be asked; the second is that of WSL."""
 
 
 def _gpus(chosen: Settings) -> list[str]:
@@ -28,7 +30,7 @@ def _gpus(chosen: Settings) -> list[str]:
 
 def _count() -> int:
     """Ask in another process: the one that talks to the broker never initialises CUDA."""
-    if not Path("/dev/nvidiactl").exists():
+    if not any(Path(driver).exists() for driver in DRIVERS):
         return 0
     count = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
     answer = subprocess.run([sys.executable, "-c", count], check=False, capture_output=True, text=True)

@@ -117,8 +117,8 @@ class Children:
         self._given_up = 0
 
     def start(self, devices: Sequence[str], slots: int) -> None:
-        """Start `slots` children on each of these CUDA devices, or on the CPU where there are none."""
-        chosen: list[dict[str, str]] = [{"CUDA_VISIBLE_DEVICES": device} for device in devices] or [{}]
+        """Start `slots` children on each of these CUDA devices; where there are none, on the CPU, seeing no device."""
+        chosen = [{"CUDA_VISIBLE_DEVICES": device} for device in devices or [""]]
         self._children = [Child(self._command, environment, self._gave_up) for environment in chosen * slots]
         for child in self._children:
             child.start()

@@ -239,6 +239,7 @@ class WorkerProcess:
     def _describe(self) -> dict[str, Any]:
         import numpy as np
         import torch
+        import torch._dynamo  # two seconds that the first optimiser would take
 
         return {
             "incarnation": self._incarnation,

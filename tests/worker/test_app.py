@@ -102,6 +102,22 @@ def test_a_worker_without_children_exits(tmp_path: Path, sqlite_url: str) -> Non
     assert ended.returncode == EXIT_NO_CHILD
 
 
+@pytest.mark.parametrize(("devices", "seen"), [(["1", "GPU-5"], ["1", "GPU-5"]), ([], [""])])
+def test_a_child_sees_its_own_device_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, devices: list[str], seen: list[str]
+):
+    """A worker of the CPU's queue takes no memory of a GPU."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2")
+    tell = "import os, pathlib, socket; own = os.environ['CUDA_VISIBLE_DEVICES']\n"
+    tell += f"pathlib.Path({str(tmp_path)!r}, str(os.getpid())).write_text(own); socket.socket(fileno=0).recv(1)"
+    crew = Children([sys.executable, "-c", tell])
+    crew.start(devices, 2)
+    try:
+        wait_until("it", lambda: sorted(file.read_text() for file in tmp_path.iterdir()) == sorted(2 * seen))
+    finally:
+        crew.stop()
+
+
 def test_returns_when_one_is_idle() -> None:
     """Work is what a bell waits for, as long as every child has some; it does not wait for the others."""
     crew = Children([sys.executable, "-c", FIRST_NEVER_ANSWERS])
