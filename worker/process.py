@@ -6,6 +6,7 @@ ends by this process's own monotonic clock, and work that does not stop when tol
 then still has to tell SQL or the disk has a second or two, by a timer.
 """
 
+import importlib
 import logging
 import os
 import platform
@@ -239,8 +240,8 @@ class WorkerProcess:
     def _describe(self) -> dict[str, Any]:
         import numpy as np
         import torch
-        import torch._dynamo  # two seconds that the first optimiser would take
 
+        importlib.import_module("torch._dynamo")  # two seconds that the first training would wait for
         return {
             "incarnation": self._incarnation,
             "host": socket.gethostname(),
