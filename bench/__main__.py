@@ -20,7 +20,7 @@ from bench.agreement import agreement
 from bench.clock import Timing, Work, interleaved, ratio
 from core.attacks import ATTACKS
 from core.capture import EAGER
-from core.compute import configured
+from core.compute import configured, keep_freed_memory
 from core.datasets import DATASETS
 from core.defenses import DEFENSES
 from core.errors import DatasetMissing, SpecError
@@ -49,6 +49,7 @@ RIVALS = {"foolbox": "foolbox", "ART": "art"}
 def main() -> None:
     """Measure, print a table, and write docs/results/bench-<device>.json; a run cut short leaves what it measured."""
     options = _options()
+    keep_freed_memory()
     device = device_class() if options.device == "auto" else options.device
     try:
         require_device(device)

@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from core.compute import keep_freed_memory
 from core.datasets import DATASETS
 from core.monitor import Unwatched
 from core.stages.train import WEIGHTS, Train
@@ -60,8 +61,8 @@ def ratios(service: Processes, database: Database, pairs: int, iterations: int) 
     with database.read() as session:
         spec = session.scalars(select(Stage.spec).where(Stage.recipe.is_not(None), Stage.seed == 0)).one()
     found: list[tuple[float, float]] = []
-    # a session of its own, as the worker has: where the scheduler groups by session, both get the same share
-    with multiprocessing.get_context("spawn").Pool(1, os.setsid) as pool:
+    # as a worker's child, with a session of its own: where the scheduler groups by session, both get the same share
+    with multiprocessing.get_context("spawn").Pool(1, _begin) as pool:
         in_core = lambda seed: pool.apply(_in_core, ({**spec, "seed": seed},))  # noqa: E731
         in_core(0)
         for seed in range(1, pairs + 1):
@@ -119,6 +120,11 @@ def _recorded(database: Database, key: str) -> tuple[float, str]:
 @cache
 def _bare() -> Bare:
     return Bare()
+
+
+def _begin() -> None:
+    os.setsid()
+    keep_freed_memory()
 
 
 def _in_core(spec: dict[str, Any]) -> tuple[float, str]:

@@ -26,6 +26,7 @@ from sqlalchemy import select
 
 from bench import load, pairs, rows
 from bench.pairs import Bare
+from core.compute import keep_freed_memory
 from core.execution import Execution
 from core.stages.train import Train
 from store import migrate, stages
@@ -280,6 +281,7 @@ def measured(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
 def main(argv: Sequence[str]) -> None:
     """Measure, print a table, and write docs/results/service-<device>.json."""
     options = _options(argv)
+    keep_freed_memory()  # as a worker's child does
     before = os.getloadavg()[0]
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="gauntlet-bench-") as folder:
@@ -327,7 +329,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench service", description=__doc__)
     for name, default, says in (
         ("lone", 30, "jobs of one stage, one after the other"), ("many", 300, "stages behind the queue's share"),
-        ("pairs", 15, "trainings by a worker and in core, in turn"), ("iterations", 30, "iterations of each of those"),
+        ("pairs", 11, "trainings by a worker and in core, in turn"), ("iterations", 90, "iterations of each of those"),
         ("suites", 7, "suites of 2,000 stages"), ("evaluations", 1_000_000, "evaluations behind the matrix"),
         ("matrices", 30, "matrices"), ("ready", 100_000, "ready stages"), ("claims", 200, "claims per claimer"),
     ):  # fmt: skip

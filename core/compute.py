@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,24 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from core.execution import Execution
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of malloc.h."""
+KEPT_BYTES = 1 << 30
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep up to a GiB that was freed, for as long as the process lives.
+
+    Tensors of one iteration then take the memory of those of the iteration before. glibc gives large pieces back to the
+    system as they are freed, and each page costs a fault when it is wanted again: a fifth of the time of a short stage.
+    Nothing is changed where the C library is another one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
+            mallopt(threshold, KEPT_BYTES)
 
 
 @contextmanager

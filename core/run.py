@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from core.bundle import LARGE, NEEDED, FileEntry, JobEntry, Manifest, StageEntry, read, write
+from core.compute import keep_freed_memory
 from core.datasets import DATASETS
 from core.datasets.base import Data
 from core.errors import ArtifactCorrupt, GauntletError, Interrupted, SpecError
@@ -348,6 +349,7 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     began = time.monotonic()
     budget = Budget(began + options.budget_seconds)
+    keep_freed_memory()
     signal.signal(signal.SIGTERM, budget.tell)
     try:
         asked, planned = _planned(options)

@@ -45,9 +45,9 @@ def _asked_of(session: Session, job_id: int, rows: Sequence[Stage], models: Sequ
     )
 
 
-@lru_cache(maxsize=1_000)
+@lru_cache(maxsize=200)
 def _train(spec: str) -> Train:
-    """Return the stage of that JSON; the models of a job or a table are the same every time it is asked for."""
+    """Return the stage of that JSON; the models of a job are the same every time it is asked for. 4 KB each."""
     return Train.model_validate_json(spec)
 
 

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 
+from core.compute import keep_freed_memory
 from store.settings import settings
 from store.stages import JITTER
 from worker.app import BELL
@@ -79,6 +80,7 @@ def main() -> None:
     """Serve until the line ends or SIGTERM comes. Ctrl-C in a terminal is for the main process, which tells us."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
     limit_memory()
     if not computes():
         sys.exit(EXIT_BROKEN)
