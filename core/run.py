@@ -40,6 +40,7 @@ from core.suites import expand_suite
 from core.understood import understood
 
 CHECKPOINT_SECONDS = 60.0
+PROGRESS_SECONDS = 30.0
 FAILED = 1
 """Exit status of a run that cannot begin, or some of whose stages failed; they are tried again when it is started."""
 CUT_SHORT = 75
@@ -144,7 +145,7 @@ class Running:
 
     def __init__(self, folder: Folder, budget: Budget, planned: PlannedStage, data_dir: Path):
         self._folder, self._budget, self._planned, self._data_dir = folder, budget, planned, data_dir
-        self._kept = time.monotonic()
+        self._kept = self._said = time.monotonic()
 
     @property
     def monitor(self) -> "Running":
@@ -185,7 +186,11 @@ class Running:
         self._budget.check()
 
     def progress(self, done: int, total: int, **figures: float) -> None:
-        """Say nothing: what is printed is a line per stage."""
+        """Print now and then how far a long stage is."""
+        if time.monotonic() - self._said >= PROGRESS_SECONDS:
+            self._said = time.monotonic()
+            seen = "".join(f", {name} {value:.3g}" for name, value in figures.items())
+            self.log(f"{self._planned.title}: {done} of {total}{seen}")
 
     def wants_checkpoint(self) -> bool:
         """Return whether the time between checkpoints has passed."""

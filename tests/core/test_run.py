@@ -102,6 +102,16 @@ def test_a_run_cut_short_goes_on_to_the_same_results(out: Path, tmp_path: Path, 
     assert "13" not in capsys.readouterr().err
 
 
+def test_a_long_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    assert run_to(tmp_path / "quick.zip") == 0
+    assert " of 4" not in capsys.readouterr().out
+    monkeypatch.setattr(run, "PROGRESS_SECONDS", 0.0)
+    assert run_to(tmp_path / "long.zip") == 0
+    printed = capsys.readouterr().out
+    assert "  train natural H, seed 0: 3 of 4\n" in printed
+    assert "  train natural H, seed 0: 4 of 4, " in printed, "with its losses where they are at hand"
+
+
 def test_a_suite_on_another_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """As the suites of SVHN run where SVHN cannot be had."""
     suite = ["--suite", "e2sad-svhn-tiny", "--device", "cpu", "--threads", "1", "--budget-seconds", "0"]
