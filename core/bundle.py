@@ -17,22 +17,31 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from core.attacks.none import NoAttack
+from core.bundle_figures import BadFigure, Look, check_drawing, check_look, cost_of, images_of
 from core.datasets import DATASETS
 from core.errors import GauntletError
+from core.figures.base import Figure
 from core.jobs import AnyJob, Job, Key, Tags, Text
 from core.kinds import Spec
 from core.plan import Model, Plan, PlannedEvaluation
 from core.stages import AnyStage, Stage
+from core.stages.base import Finished
 from core.stages.craft import EXAMPLES, Craft
+from core.stages.draw import VALUES, Draw
 from core.stages.evaluate import CORRECT, PREDICTIONS, Evaluate
+from core.stages.samples import IMAGES, Samples
+from core.stages.surface import SURFACE, Surface
+from core.stages.sweep import Sweep
 from core.stages.train import WEIGHTS, Train
 
 LARGE = (WEIGHTS, EXAMPLES)
 """Artifacts that may stay behind."""
-ORDER = (Train, Craft, Evaluate)
+ORDER = (Train, Craft, Evaluate, Surface, Sweep, Samples, Draw)
 """The kinds of stage that can be carried, parents before children."""
-NEEDED = {"train": WEIGHTS, "craft": EXAMPLES, "evaluate": CORRECT}
-"""What a stage's result names, whether or not the bytes are in the file."""
+NEEDED = {
+    "train": WEIGHTS, "craft": EXAMPLES, "evaluate": CORRECT, "surface": SURFACE, "samples": IMAGES, "draw": VALUES,
+}  # fmt: skip
+"""What a stage's result names, whether or not the bytes are in the file; a sweep has its numbers alone."""
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 256 * 2**20
 LARGEST_ARTIFACT = 4 * 2**30
@@ -86,7 +95,7 @@ class ModelEntry(Spec):
 class JobEntry(Spec):
     """What was asked for on the machine that computed the stages."""
 
-    kind: Literal["benchmark", "train", "evaluate"]
+    kind: Literal["benchmark", "train", "evaluate", "figure"]
     """Kind of the job."""
     name: Text
     """Its name."""
@@ -136,8 +145,10 @@ class Bundle:
     def plan(self, job: JobEntry) -> Plan:
         """Return the job's finished part as a plan, derived from the stages' own specs."""
         plan = Plan(job.dataset, job.device, job.pairing)
+        drawn = [spec for key in job.stages if isinstance(spec := self.specs[key], Draw)]
+        figures = {key: draw.figure for draw in drawn for key in draw.parts}
         for key in sorted(job.stages, key=lambda key: ORDER.index(type(self.specs[key]))):
-            _add(plan, self.specs, key, self.manifest.stages[key].title)
+            _add(plan, self.specs, key, self.manifest.stages[key].title, figures)
         for entry in job.models:
             train = self.specs[entry.key]
             assert isinstance(train, Train)  # noqa: S101 - `_check_job` has looked
@@ -222,6 +233,7 @@ def _read(zipped: zipfile.ZipFile) -> Bundle:
         artifacts[sha256] = data
     for key, spec in specs.items():
         _check_stage(key, spec, manifest.stages[key], specs, artifacts)
+    _check_figures(manifest, specs, artifacts)
     for job in manifest.jobs:
         _check_job(job, specs)
     claimed = {key for job in manifest.jobs for key in job.stages}
@@ -271,13 +283,29 @@ def _check_stage(
     for name, file in entry.artifacts.items():
         if name not in LARGE and file.sha256 not in artifacts:
             raise BundleError(f"stage {key} ({entry.title}): the artifact {name} is missing")
-    needed = NEEDED[spec.kind]
-    if needed not in entry.artifacts:
+    needed = NEEDED.get(spec.kind)
+    if needed is not None and needed not in entry.artifacts:
         raise BundleError(f"stage {key} ({entry.title}) names no {needed}")
     if isinstance(spec, Craft) and not isinstance(specs[spec.substitute], Train):
         raise BundleError(f"stage {key} ({entry.title}) crafts on {spec.substitute}, which is no model")
     if isinstance(spec, Evaluate):
         _check_counts(key, spec, entry, specs, artifacts)
+
+
+def _check_figures(manifest: Manifest, specs: Mapping[str, Stage], artifacts: Mapping[str, bytes]) -> None:
+    found = {
+        key: Finished(spec, entry.payload, {name: file.sha256 for name, file in entry.artifacts.items()})
+        for key, spec in specs.items()
+        for entry in [manifest.stages[key]]
+    }
+    for key, spec in sorted(specs.items(), key=lambda pair: isinstance(pair[1], Draw)):  # what looks before what shows
+        try:
+            if isinstance(spec, Look):
+                check_look(spec, found[key], specs[spec.target], artifacts)
+            if isinstance(spec, Draw):
+                check_drawing(spec, found[key], found, artifacts)
+        except BadFigure as error:
+            raise BundleError(f"stage {key} ({manifest.stages[key].title}) {error}") from error
 
 
 def _check_counts(
@@ -337,7 +365,7 @@ def _check_job(job: JobEntry, specs: Mapping[str, Stage]) -> None:
             raise BundleError(f"{said} does not name its model {key}")
 
 
-def _add(plan: Plan, specs: Mapping[str, Stage], key: str, title: str) -> None:
+def _add(plan: Plan, specs: Mapping[str, Stage], key: str, title: str, figures: Mapping[str, Figure]) -> None:
     """Add a stage to the plan; what SQL keeps beside it is computed from the specs, not taken from the file."""
     spec = specs[key]
     if isinstance(spec, Train):
@@ -349,6 +377,12 @@ def _add(plan: Plan, specs: Mapping[str, Stage], key: str, title: str) -> None:
         plan.add(spec, title, spec.attack.passes().units * substitute.network.flop * images, images)
     if isinstance(spec, Evaluate):
         _add_evaluation(plan, specs, spec, title)
+    if isinstance(spec, Look):
+        train = specs[spec.target]
+        assert isinstance(train, Train)  # noqa: S101 - `check_look` has looked
+        plan.add(spec, title, cost_of(key, spec, train, figures), images_of(spec, train))
+    if isinstance(spec, Draw):
+        plan.add(spec, title, 0.0, 0)
 
 
 def _add_evaluation(plan: Plan, specs: Mapping[str, Stage], spec: Evaluate, title: str) -> None:

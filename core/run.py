@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from core.datasets import DATASETS
 from core.datasets.base import Data
 from core.errors import ArtifactCorrupt, GauntletError, Interrupted, SpecError
 from core.execution import Execution
-from core.jobs import AnyJob, BenchmarkJob, Job
+from core.jobs import AnyJob, BenchmarkJob, FigureJob, Job
 from core.plan import Plan, PlannedStage, plan
 from core.provenance import device_class, environment, made_in, require_device
 from core.stages import AnyStage, Stage
@@ -272,16 +273,17 @@ def _finished(planned: PlannedStage, folder: Folder, budget: Budget, data_dir: P
 def _left_behind(planned: PlannedStage, by_key: dict[str, PlannedStage], folder: Folder) -> list[PlannedStage]:
     """Return the finished stages, parents first, whose bytes this one needs and an earlier file did not bring."""
     again: list[PlannedStage] = []
-    for key in planned.spec.parents():
+    for key in planned.spec.parents() if planned.spec.kind != "draw" else ():  # it needs no weights
         entry = folder.entry(key)
-        if entry is not None and not folder.holds(entry.artifacts[NEEDED[by_key[key].spec.kind]].sha256):
+        needed = NEEDED.get(by_key[key].spec.kind)
+        if entry is not None and needed in LARGE and not folder.holds(entry.artifacts[needed].sha256):
             again += [*_left_behind(by_key[key], by_key, folder), by_key[key]]
     return list({stage.key: stage for stage in again}.values())
 
 
 def _require_same(planned: PlannedStage, before: StageEntry | None, entry: StageEntry) -> None:
-    needed = NEEDED[planned.spec.kind]
-    if before is not None and before.artifacts[needed].sha256 != entry.artifacts[needed].sha256:
+    needed = NEEDED.get(planned.spec.kind)
+    if before is not None and needed is not None and before.artifacts[needed].sha256 != entry.artifacts[needed].sha256:
         raise ArtifactCorrupt(f"{planned.title} gives other {needed} than in the file that is resumed")
 
 
@@ -305,7 +307,9 @@ def _said(entry: StageEntry) -> str:
     return f"{entry.device_seconds:.1f} s{counts}"
 
 
-def manifest(asked: Job, suite: str, planned: Plan, folder: Folder, origin: dict[str, Any]) -> Manifest:
+def manifest(
+    asked: BenchmarkJob | FigureJob, suite: str, planned: Plan, folder: Folder, origin: dict[str, Any]
+) -> Manifest:
     """Return the table of contents of what has finished."""
     found = {stage.key: entry for stage in ordered(planned) if (entry := folder.entry(stage.key)) is not None}
     models = [
@@ -316,7 +320,7 @@ def manifest(asked: Job, suite: str, planned: Plan, folder: Folder, origin: dict
     ]
     job = JobEntry.model_validate(
         {
-            "kind": "benchmark", "name": asked.name, "suite": suite, "tags": asked.tags,
+            "kind": asked.kind, "name": asked.name, "suite": suite, "tags": asked.tags,
             "spec": understood(asked, planned).model_dump(mode="json", exclude_none=True),
             "pairing": planned.pairing, "dataset": planned.dataset, "device": planned.device, "models": models,
             "stages": list(found),
@@ -379,7 +383,8 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         contents = manifest(asked, options.suite, planned, folder, _origin(options, argv))
         _write(options, contents, folder)
-        print(f"\n{table(planned, contents.stages)}\n")
+        if isinstance(asked, BenchmarkJob):
+            print(f"\n{table(planned, contents.stages)}\n")
         print(f"{len(contents.stages)} of {len(stages)} stages, {time.monotonic() - began:.0f} s, in {options.out}")
 
 
@@ -409,15 +414,17 @@ def _write(options: argparse.Namespace, contents: Manifest, folder: Folder) -> N
         print(f"left out: {len(absent)} {' and '.join(sorted(asked_for))}, which the resumed file had left behind")
 
 
-def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob, Plan]:
+def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob | FigureJob, Plan]:
     given = {"dataset": options.dataset, "seeds": options.seeds}
     override = {name: value for name, value in given.items() if value is not None}
     asked = _job.validate_python(expand_suite({"suite": options.suite, **override}))
-    if not isinstance(asked, BenchmarkJob):
-        raise SpecError(f"the suite {options.suite} is no benchmark")
+    if not isinstance(asked, BenchmarkJob | FigureJob):
+        raise SpecError(f"the suite {options.suite} is neither a benchmark nor one of figures")
+    if isinstance(asked, FigureJob) and find_spec("matplotlib") is None:
+        raise SpecError(f"the suite {options.suite} draws figures, which needs matplotlib: pip install matplotlib")
     device = device_class() if options.device == "auto" else options.device
     require_device(device)
-    nobody: Any = None  # a benchmark names no trained models
+    nobody: Any = None  # a suite names no trained models
     return asked, plan(asked, Execution.on(device, options.threads), nobody)
 
 

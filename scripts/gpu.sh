@@ -5,6 +5,7 @@
 # A suite goes on where it stopped, from FOLDER (default: var/gpu/NAME), which has to outlive the call: $OUT may not.
 # The machine needs torch, numpy, pydantic, PyYAML, safetensors and pytest; DATA_DIR (default: data) holds MNIST/raw.
 # synth-digits needs the Pillow of constraints.txt: its version decides the pixels, and so the keys of the stages.
+# The suite figures needs matplotlib.
 # bench takes foolbox, ART and matplotlib where they are, and says what it leaves out. COMMIT: where this is no checkout.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -16,5 +17,5 @@ case "${1:-}" in
   bench) python3 -m bench "${on[@]}" --out "$out" --images 2000 ;;
   suite) python3 -m core.run "${on[@]}" --suite "$2" --data-dir "${DATA_DIR:-data}" --out "$out/$2.zip" \
            --folder "${FOLDER:-var/gpu/$2}" --budget-seconds "${3:-540}" "${@:4}" ;;
-  *) sed -n 2,8p "$0"; exit 2 ;;
+  *) sed -n 2,9p "$0"; exit 2 ;;
 esac

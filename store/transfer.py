@@ -13,6 +13,8 @@ from sqlalchemy.orm import Session
 from core import bundle
 from core.bundle import Bundle, BundleError, FileEntry, JobEntry, Manifest, ModelEntry, StageEntry
 from core.canonical import digest
+from core.stages.draw import MEDIA, VALUES
+from core.stages.train import CURVE
 from store import idempotency, jobs, lost, stages
 from store.artifacts import ArtifactStore
 from store.database import Database, db_now
@@ -23,6 +25,8 @@ from store.stages import StoredArtifact
 CARRIED = tuple(kind.model_fields["kind"].default for kind in bundle.ORDER)
 IMPORTED = "imported"
 """Tag of the jobs that a file brought, and the field of a stage's environment that says where it came from."""
+DESCRIPTIONS = {CURVE, *(MEDIA.keys() - {VALUES})}
+"""Artifacts that may differ where the result is the same: another matplotlib draws other pixels."""
 LEFT_OUT = "left_out"
 """Field of an imported stage's environment: the artifacts that stayed behind, as the file named them."""
 
@@ -177,14 +181,14 @@ def _refuse_conflicts(session: Session, found: Bundle) -> None:
 
 
 def _difference(session: Session, row: Stage, entry: StageEntry) -> str | None:
-    """Return in what the file's result of a stage differs from the one here; the curve is a description, no result."""
+    """Return in what the file's result of a stage differs from the one here; descriptions and pictures are none."""
     result = session.get_one(Result, row.id)
     for name in ("n", "n_correct"):
         if result.payload.get(name) != entry.payload.get(name):
             return f"{name} is {result.payload.get(name)} here and {entry.payload.get(name)} in the file"
     here = {name: file.sha256 for name, file in _left_out(result).items()} | _artifacts(session, row.id)
     for name, file in entry.artifacts.items():
-        if name != "curve" and here.get(name, file.sha256) != file.sha256:
+        if name not in DESCRIPTIONS and here.get(name, file.sha256) != file.sha256:
             return f"the {name} have the sha256 {here[name][:12]} here and {file.sha256[:12]} in the file"
     return None
 

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select, update
 
 from core import bundle, run
 from core.bundle import BundleError
 from core.errors import ArtifactCorrupt, SpecError
 from core.stages.base import Finished
-from store import jobs, results, stages
+from core.suites import suites
+from store import figures, jobs, results, stages
 from store.admin import doctor
 from store.artifacts import ArtifactStore, open_store
 from store.database import Database
-from store.models import Attempt, Evaluation, Job, Result, Stage
+from store.figures import FigureFilters
+from store.models import Artifact, Attempt, Evaluation, Job, Result, Stage, StageArtifact
 from store.results import Filters
 from store.transfer import IMPORTED, ImportConflict, export, import_file
 from tests import factories
@@ -27,6 +29,14 @@ SUITE: dict[str, Any] = {
     "name": "carried", "kind": "benchmark", "dataset": "mnist-mini", "training": {"iterations": 2, "batch_size": 4},
     "defenses": [{"kind": "natural"}, {"kind": "fgsm_adv"}], "attacks": [{"kind": "none"}, {"kind": "fgsm"}],
     "substitutes": ["natural H"], "transfer": [{"kind": "fgsm"}], "limit": 11,
+}  # fmt: skip
+
+FIGURES: dict[str, Any] = {
+    "name": "carried", "kind": "figure", "dataset": "mnist-mini", "training": {"iterations": 2, "batch_size": 4},
+    "defenses": [{"kind": "natural"}],
+    "figures": [
+        {"kind": "curves"}, {"kind": "accuracy", "attack": {"kind": "fgsm"}, "eps": [0, 0.3], "limit": 13},
+    ],
 }  # fmt: skip
 
 
@@ -38,8 +48,6 @@ def write_file(folder: Path, *more: str) -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def carried_suite() -> Iterator[None]:
-    from core.suites import suites
-
     suites()["carried"] = SUITE
     yield
     del suites()["carried"]
@@ -225,6 +233,36 @@ def test_out_of_one_service_into_another(
         export(other, elsewhere, again, suite=None, job=done.jobs[0])
     first, last = bundle.read(carried).manifest.stages, bundle.read(again).manifest.stages
     assert {key: entry.artifacts for key, entry in first.items()} == {k: entry.artifacts for k, entry in last.items()}
+
+
+def test_figures_are_carried(
+    database: Database, sqlite_url: str, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """With what they show; a picture that another matplotlib has drawn here is no other result."""
+    monkeypatch.setitem(suites(), "carried", FIGURES)
+    file = write_file(tmp_path)
+    entries = bundle.read(file).manifest.stages
+    done = import_file(database, store, file)
+    with database.read() as session:
+        drawn = figures.figures(session, FigureFilters(job=done.jobs[0]), 10)
+        assert {one.stage.spec["figure"]["kind"] for one in drawn} == {"curves", "accuracy"}
+        assert {one.stage.key for one in drawn} == {
+            key for key, entry in entries.items() if entry.spec["kind"] == "draw"
+        }
+        assert [job.kind for job in session.scalars(select(Job))] == ["figure"]
+    assert doctor(database, store) == []
+
+    carried = tmp_path / "onward.zip"
+    export(database, store, carried, suite="carried", job=None)
+    with database.write() as session:
+        otherwise = store.put(b"drawn otherwise")
+        session.execute(insert(Artifact).values(sha256=otherwise, size=15, media_type="image/png", created_at=0.0))
+        session.execute(update(StageArtifact).where(StageArtifact.name == "png").values(sha256=otherwise))
+    assert import_file(database, store, carried).stages == 0
+    elsewhere = open_store((tmp_path / "elsewhere").as_uri())
+    with factories.opened(sqlite_url) as other:
+        assert import_file(other, elsewhere, carried).stages == len(entries)
+        assert doctor(other, elsewhere) == []
 
 
 def test_what_cannot_be_finished_leaves_no_file(database: Database, store: ArtifactStore, tmp_path: Path):
