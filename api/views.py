@@ -1,6 +1,7 @@
 """From rows to replies."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -25,6 +26,8 @@ from store.results import Axis, Cell, Matrix, Scope
 ASSUMED_RATE = {"cpu": 4e10, "cuda": 2e13}
 """Floating-point operations per second of a device class before any stage has been measured on it."""
 Counts = dict[str, tuple[int, float, float]]
+Running = tuple[float, dict[str, Any] | None]
+"""Floating-point operations of a running stage, and how far it is."""
 
 
 def counted(rows: Sequence[Stage]) -> Counts:
@@ -36,23 +39,22 @@ def counted(rows: Sequence[Stage]) -> Counts:
     return counts
 
 
-def progress(counts: Counts, running: Sequence[Stage] = ()) -> ProgressReply:
-    """Return how far a job is, by floating-point operations."""
+def progress(counts: Counts, running: Sequence[Running] = ()) -> ProgressReply:
+    """Return how far a job is, by floating-point operations; one that was cancelled or failed stays where it ended."""
     total = sum(flop for _, flop, _ in counts.values())
     done = sum(flop for state, (_, flop, _) in counts.items() if state == StageState.SUCCEEDED)
-    for stage in running:
-        if stage.progress and stage.progress.get("total"):
-            done += stage.flop * stage.progress["done"] / stage.progress["total"]
+    for flop, reached in running:
+        if reached and reached.get("total"):
+            done += flop * reached["done"] / reached["total"]
     number = sum(count for count, _, _ in counts.values())
-    ended = number and all(state not in ("blocked", "ready", "running") for state in counts)
     return ProgressReply(
         stages=number,
         by_state={state: count for state, (count, _, _) in sorted(counts.items())},
-        fraction=1.0 if ended else round(done / total, 4) if total else 0.0,
+        fraction=1.0 if counts.keys() == {StageState.SUCCEEDED} else round(done / total, 4) if total else 0.0,
     )
 
 
-def summary(job: Job, counts: Counts, running: Sequence[Stage] = ()) -> JobSummary:
+def summary(job: Job, counts: Counts, running: Sequence[Running] = ()) -> JobSummary:
     """Return a job as lists show it."""
     return JobSummary(
         id=job.id, kind=job.kind, name=job.name, suite=job.suite, tags=job.tags, state=job.state,

@@ -85,54 +85,60 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"On the service's own machine also: gauntlet {' | '.join(ADMIN)} (each with --help).",
     )
     parser.add_argument("--url", help="the service (default: GAUNTLET_URL, else http://127.0.0.1:8000)")
+    url = argparse.ArgumentParser(add_help=False)
+    url.add_argument("--url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # after the command, too
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    submit = commands.add_parser("submit", help="post a job: a file (YAML or JSON, - for stdin) or --suite NAME")
+    submit = commands.add_parser(
+        "submit", parents=[url], help="post a job: a file (YAML or JSON, - for stdin) or --suite NAME"
+    )
     submit.add_argument("file", nargs="?", help="the job")
     submit.add_argument("--suite", help="a named suite")
     submit.add_argument("--dataset", help="with --suite: instead of the suite's own, of images of the same form")
     submit.add_argument("--dry-run", action="store_true", help="say what it would take, store nothing")
     submit.add_argument("--wait", action="store_true", help="show progress until it has ended; exit 0 on success")
-    submit.add_argument("--matrices", action="store_true", help="with --wait: print both matrices at the end")
+    submit.add_argument("--matrices", action="store_true", help="print both matrices at the end; implies --wait")
     submit.set_defaults(run=_submit)
 
-    watch = commands.add_parser("watch", help="show a job's progress until it has ended")
+    watch = commands.add_parser("watch", parents=[url], help="show a job's progress until it has ended")
     watch.add_argument("job", type=int)
     watch.set_defaults(run=_watch_job)
 
-    jobs = commands.add_parser("jobs", help="list jobs, newest first")
+    jobs = commands.add_parser("jobs", parents=[url], help="list jobs, newest first")
     jobs.add_argument("--limit", type=int, default=20)
     jobs.set_defaults(run=_jobs)
 
-    cancel = commands.add_parser("cancel", help="stop a job")
+    cancel = commands.add_parser("cancel", parents=[url], help="stop a job")
     cancel.add_argument("job", type=int)
     cancel.set_defaults(run=_cancel)
 
-    retry = commands.add_parser("retry", help="make a new job of one that failed or was cancelled")
+    retry = commands.add_parser("retry", parents=[url], help="make a new job of one that failed or was cancelled")
     retry.add_argument("job", type=int)
     retry.add_argument("--wait", action="store_true", help="show progress until it has ended; exit 0 on success")
     retry.set_defaults(run=_retry)
 
-    log = commands.add_parser("log", help="print the log of a stage, named by its key")
+    log = commands.add_parser("log", parents=[url], help="print the log of a stage, named by its key")
     log.add_argument("stage", metavar="KEY")
     log.set_defaults(run=_log)
 
-    models = commands.add_parser("models", help="list trained models, newest first")
+    models = commands.add_parser("models", parents=[url], help="list trained models, newest first")
     models.add_argument("--dataset", help="only those trained on it")
     models.add_argument("--limit", type=int, default=20)
     models.set_defaults(run=_models)
 
-    workers = commands.add_parser("workers", help="list worker processes, newest first")
+    workers = commands.add_parser("workers", parents=[url], help="list worker processes, newest first")
     workers.set_defaults(run=_workers)
 
-    matrix = commands.add_parser("matrix", help="print a matrix")
+    matrix = commands.add_parser("matrix", parents=[url], help="print a matrix")
     matrix.add_argument("name", choices=["whitebox", "blackbox"])
     for name, (kind, what) in FILTERS.items():
         matrix.add_argument(f"--{name}", type=kind, action="append" if name in REPEATED else "store", help=what)
     matrix.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"], default="table")
     matrix.set_defaults(run=_matrix)
 
-    published = commands.add_parser("paper", help="print a table of the paper, published beside measured")
+    published = commands.add_parser(
+        "paper", parents=[url], help="print a table of the paper, published beside measured"
+    )
     published.add_argument("table", nargs="?", type=int, choices=paper.TABLES, help="its number")
     published.add_argument("--suite", help="whose cells stand there (default: the one at the paper's own protocol)")
     published.add_argument("--job", type=int, help="the job whose cells stand there, instead of a suite")
@@ -155,7 +161,7 @@ def _submit(options: argparse.Namespace) -> int:
     if options.suite:
         print(_description(client, options.suite))
     print(f"job {answer['id']}: {answer['progress']['stages']} stages, {client.url}/jobs/{answer['id']}")
-    if not options.wait:
+    if not (options.wait or options.matrices):
         return 0
     status = _watch(client, answer["id"])
     if options.matrices:
@@ -163,6 +169,12 @@ def _submit(options: argparse.Namespace) -> int:
             print()
             print(client.matrix_as(name, "text", job=answer["id"]), end="")
     return status
+
+
+def _misuse(said: str) -> SystemExit:
+    """Return the end of a command that was given arguments which do not go together."""
+    print(said, file=sys.stderr)
+    return SystemExit(2)
 
 
 def _description(client: Client, suite: str) -> str:
@@ -173,11 +185,11 @@ def _description(client: Client, suite: str) -> str:
 
 def _spec(options: argparse.Namespace) -> dict[str, Any]:
     if (options.file is None) == (options.suite is None):
-        raise SystemExit("gauntlet submit: give a file or --suite NAME")
+        raise _misuse("gauntlet submit: give a file or --suite NAME")
     if options.suite:
         return {"suite": options.suite, **({} if options.dataset is None else {"dataset": options.dataset})}
     if options.dataset is not None:
-        raise SystemExit("gauntlet submit: --dataset goes with --suite; a file has a dataset of its own")
+        raise _misuse("gauntlet submit: --dataset goes with --suite; a file has a dataset of its own")
     try:
         text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
         spec = yaml.safe_load(text)
@@ -269,7 +281,7 @@ def _paper(options: argparse.Namespace) -> int:
     if options.write:
         return _write(client, options)
     if options.table is None:
-        raise SystemExit("gauntlet paper: which table, 1, 2 or 3?")
+        raise _misuse("gauntlet paper: which table, 1, 2 or 3?")
     names = ("suite", "job", "dataset", "device")
     chosen = {name: getattr(options, name) for name in names if getattr(options, name)}
     address = f"/results/paper/{options.table}"
@@ -282,10 +294,10 @@ def _paper(options: argparse.Namespace) -> int:
 
 def _write(client: Client, options: argparse.Namespace) -> int:
     if not options.suite:
-        raise SystemExit("gauntlet paper: --write needs --suite")
+        raise _misuse("gauntlet paper: --write needs --suite")
     unused = [name for name in ("table", "format", "job") if getattr(options, name) is not None]
     if unused:
-        raise SystemExit(f"gauntlet paper: --write writes every table, in one form; leave {unused[0]} out")
+        raise _misuse(f"gauntlet paper: --write writes every table, in one form; leave {unused[0]} out")
     try:
         for path in paper.write(client, options.suite, Path(options.write), options.dataset, options.device):
             print(f"wrote {path}")

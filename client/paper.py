@@ -40,7 +40,8 @@ def _caption(table: dict[str, Any]) -> str:
 
 
 def _whose(table: dict[str, Any]) -> str:
-    return str(table["suite"] or "") + (f" (job {table['job']})" if table["job"] else "")
+    job = f"job {table['job']}"
+    return (f"{table['suite']} ({job})" if table["job"] else str(table["suite"])) if table["suite"] else job
 
 
 def _block(table: dict[str, Any], loss: str) -> str:
@@ -65,7 +66,8 @@ def _cell(cell: dict[str, Any], loss: str) -> str:
 
 def _notes(table: dict[str, Any]) -> list[str]:
     every = [ours for cells in table["cells"] for cell in cells for ours in cell["measured"]]
-    commands = list(dict.fromkeys(ours["command"] for ours in every if ours["command"]))
+    of_suite = every if table["suite"] else []  # nothing adds a cell to one job's table
+    commands = list(dict.fromkeys(ours["command"] for ours in of_suite if ours["command"]))
     notes = [f"not the paper's protocol: {line}" for line in table["reductions"]]
     notes += [f"missing cells: `{command}`" for command in commands]
     return [*notes, *table["cautions"]]

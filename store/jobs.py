@@ -420,6 +420,19 @@ def counts(session: Session, job_ids: Sequence[int]) -> dict[int, dict[str, tupl
     return found
 
 
+def running(session: Session, job_ids: Sequence[int]) -> dict[int, list[tuple[float, dict[str, Any] | None]]]:
+    """Return job id -> floating-point operations and progress of its running stages."""
+    query = (
+        select(JobStage.job_id, Stage.flop, Stage.progress)
+        .join(Stage, Stage.id == JobStage.stage_id)
+        .where(JobStage.job_id.in_(list(job_ids)), Stage.state == StageState.RUNNING)
+    )
+    found: dict[int, list[tuple[float, dict[str, Any] | None]]] = {}
+    for job_id, flop, progress in session.execute(query):
+        found.setdefault(job_id, []).append((flop, progress))
+    return found
+
+
 def states_of_keys(session: Session, keys: Sequence[str]) -> dict[str, str]:
     """Return key -> state of the stages that are known."""
     found: dict[str, str] = {}

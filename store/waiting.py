@@ -55,7 +55,8 @@ class Reasons:
             message = (stage.error or {}).get("message", "")
             return f"tries again in {stage.not_before - self.now:.0f} s after: {message}"
         if stage.queue not in self.served:
-            return f"no live worker serves the queue {stage.queue}; start one with `python -m worker`"
+            where = " on a machine with a CUDA device" if stage.queue == "gpu" else ""
+            return f"no live worker serves the queue {stage.queue}; start one with `python -m worker`{where}"
         return self._place(stage) + _left_by(stage.error or {})
 
     def _place(self, stage: Stage) -> str:

@@ -332,7 +332,7 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     rows = jobs.stages_of(session, job_id, specs=False)
     reasons = waiting.reasons(session, [row for row, _ in rows], service.alive_seconds)
     every = [(row.flop, row.state, reused, row.device_seconds) for row, reused in rows]
-    running = [row for row, _ in rows if row.state == StageState.RUNNING]
+    running = [(row.flop, row.progress) for row, _ in rows if row.state == StageState.RUNNING]
     device = "cuda" if any(row.queue == "gpu" for row, _ in rows) else "cpu"
     short = views.summary(job, views.counted([row for row, _ in rows]), running)
     models = jobs.models_of(session, job_id)
@@ -374,8 +374,10 @@ def list_jobs(
     with service.database.read() as session:
         require_suite(session, suite)
         page = jobs.newest(session, before=cursor, limit=limit, state=state, name=name, tag=tag, suite=suite)
-        counts = jobs.counts(session, [job.id for job in page.jobs])
-        return JobPage(jobs=[views.summary(job, counts[job.id]) for job in page.jobs], cursor=page.cursor)
+        listed = [job.id for job in page.jobs]
+        counts, running = jobs.counts(session, listed), jobs.running(session, listed)
+        shown = [views.summary(job, counts[job.id], running.get(job.id, [])) for job in page.jobs]
+        return JobPage(jobs=shown, cursor=page.cursor)
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202, response_model=JobReply)

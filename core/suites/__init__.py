@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import yaml
 
+from core.datasets import DATASETS
 from core.errors import SpecError
 from core.jobs import OF_SUBSTITUTES
 
@@ -37,7 +38,8 @@ def expand_suite(request: dict[str, Any]) -> dict[str, Any]:
     of the suite's `defenses`, `models` that of all it says of trainings.
 
     Raises:
-        SpecError: no suite has that name, or the request names a kind, which is the suite's to say.
+        SpecError: no suite has that name, the request names a kind, which is the suite's to say, or a dataset whose
+            images are of another form than the suite's.
     """
     name = request["suite"]
     if not isinstance(name, str) or name not in suites():
@@ -47,11 +49,24 @@ def expand_suite(request: dict[str, Any]) -> dict[str, Any]:
     if "kind" in request:
         raise SpecError(f"the suite {name} is of kind {spec['kind']}; give a suite or a kind, not both", ("kind",))
     overrides = {key: value for key, value in request.items() if key != "suite"}
+    _require_same_form(name, spec["dataset"], overrides.get("dataset"))
     hidden = {field for key in overrides for field in EITHER.get(key, ())}
     if overrides.get("substitutes") == []:
         hidden.update(OF_SUBSTITUTES)
     kept = {key: value for key, value in spec.items() if key not in hidden}
     return {"name": name, **kept, **{key: _over(value, kept.get(key)) for key, value in overrides.items()}}
+
+
+def _require_same_form(name: str, own: str, given: Any) -> None:
+    """Return unless `given` is a dataset of other images; one that is none is for the job's own schema to refuse."""
+    if not isinstance(given, str) or given not in DATASETS or DATASETS[given].shape == DATASETS[own].shape:
+        return
+    form, other = (" x ".join(map(str, DATASETS[dataset].shape)) for dataset in (own, given))
+    allowed = sorted(dataset for dataset in DATASETS if DATASETS[dataset].shape == DATASETS[own].shape)
+    raise SpecError(
+        f"the suite {name} is of images of {form}, those of {given} are {other}: give a dataset of that form",
+        ("dataset",), allowed,
+    )  # fmt: skip
 
 
 def _over(mine: Any, suites_own: Any) -> Any:

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from api.routes import jobs as routes
 from core.canonical import digest
 from core.suites import suites
-from store import idempotency, workers
+from store import idempotency, stages, workers
 from store.database import Database, db_now
 from store.models import IdempotencyKey, Job
 from tests import factories
@@ -283,6 +283,22 @@ class TestListing:
             if cursor is None:
                 break
         assert seen == [5, 4, 3, 2, 1]
+
+    def test_a_list_counts_what_runs_as_the_job_does(self, house: House):
+        """And a job that was cancelled stays where it ended."""
+        job = house.post({k: v for k, v in LITTLE.items() if k != "transfer"} | {"substitutes": []})
+        claim = factories.claim(house.service.database)
+        with house.service.database.write() as session:
+            stages.renew(session, claim.stage_id, claim.fence, 60, {"done": 1, "total": 2})
+        (listed,), whole = house.get("/jobs")["jobs"], house.get(f"/jobs/{job['id']}")
+        assert listed["progress"] == whole["progress"]
+        assert 0 < listed["progress"]["fraction"] < 0.5
+        factories.succeed(house.service.database, claim)
+        reached = house.get("/jobs")["jobs"][0]["progress"]["fraction"]
+        assert listed["progress"]["fraction"] < reached < 1
+        house.client.post(f"/jobs/{job['id']}/cancel")
+        (ended,) = house.get("/jobs")["jobs"]
+        assert (ended["state"], ended["progress"]["fraction"]) == ("cancelled", reached)
 
     def test_filters(self, house: House):
         house.post({**LITTLE, "name": "A", "tags": ["paper", "x"]})

@@ -254,6 +254,8 @@ class TestFilters:
         matrix = varied.get(WHITEBOX)
         assert matrix["scope"]["images"] == 7
         assert [other["images"] for other in matrix["others"]] == [100]
+        shown = varied.client.get("/results/whitebox-matrix", params={"format": "text"}).text
+        assert "other results, each a table of its own: mnist-mini, first 100 test images, cpu\n" in shown
         assert varied.get(WHITEBOX, images=100)["scope"]["images"] == 100
         assert varied.get(WHITEBOX, images=101)["scope"] is None
         assert varied.get(WHITEBOX, dataset="svhn")["scope"] is None

@@ -162,14 +162,21 @@ def test_a_loss_that_nobody_climbed_has_no_block():
     [
         ((), "which table"),
         (("--write", "x"), "--write needs --suite"),
-        (("--write", "x", "--suite", "e2sad-svhn"), "no job of the suite e2sad-svhn; `gauntlet submit"),
         (("--write", "x", "--suite", SUITE, "--format", "csv"), "leave format out"),
         (("1", "--write", "x", "--suite", SUITE), "leave table out"),
     ],
 )
-def test_what_is_missing_or_too_much_is_said(tiny: Served, arguments: tuple[str, ...], said: str):
-    with pytest.raises(SystemExit, match=f"gauntlet paper: .*{said}"):
+def test_what_is_missing_or_too_much_is_said(
+    tiny: Served, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], said: str
+):
+    with pytest.raises(SystemExit) as end:
         cli.main(["--url", tiny.url, "paper", *arguments])
+    assert (end.value.code, said in capsys.readouterr().err) == (2, True)
+
+
+def test_a_suite_of_no_job(tiny: Served):
+    with pytest.raises(SystemExit, match=r"gauntlet paper: .*no job of the suite e2sad-svhn; `gauntlet submit"):
+        cli.main(["--url", tiny.url, "paper", "--write", "x", "--suite", "e2sad-svhn"])
 
 
 def test_a_suite_that_does_not_exist(tiny: Served, capsys: pytest.CaptureFixture[str]):

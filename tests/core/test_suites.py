@@ -70,6 +70,15 @@ def test_a_suite_that_does_not_exist_lists_those_that_do(name: Any):
     assert refused.value.allowed == sorted(suites())
 
 
+@pytest.mark.parametrize(("suite", "dataset"), [("e2sad-mnist-tiny", "synth-digits-mini"), ("canary", "cifar10-jpeg")])
+def test_a_suite_on_images_of_another_form_is_refused(suite: str, dataset: str):
+    with pytest.raises(SpecError, match=r"is of images of 1 x 28 x 28, those of .* are 3 x 32 x 32") as refused:
+        expand_suite({"suite": suite, "dataset": dataset})
+    assert refused.value.path == ("dataset",)
+    assert "fashion-mnist" in (refused.value.allowed or ())
+    assert expand_suite({"suite": suite, "dataset": "nothing of the kind"})["dataset"] == "nothing of the kind"
+
+
 PAPER = ("e2sad-mnist", "e2sad-svhn", "second-step", "random-start")
 SHORTENED = [f"{name}-{size}" for name in PAPER for size in ("small", "tiny")]
 
