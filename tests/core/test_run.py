@@ -284,7 +284,7 @@ def test_core_alone_needs_no_service():
     ("arguments", "said"),
     [
         (["--suite", "nope"], "no suite 'nope'"), (["--dataset", "nope"], "core.run: dataset: "),
-        (["--suite", "e2sad-svhn-tiny", "--dataset", "mnist-mini"], "svhn_cnn"),
+        (["--suite", "e2sad-svhn-tiny", "--dataset", "mnist-mini"], "is of images of 3 x 32 x 32"),
         (["--data-dir", "/nowhere", "--suite", "e2sad-mnist"], "lacks"),
         pytest.param(
             ["--device", "cuda"], "device: torch finds no CUDA device here; take cpu or auto",
