@@ -302,32 +302,22 @@ def test_registers_once_sql_answers(settings: Settings, database: Database, monk
 
 def test_registers_anew(worker: WorkerProcess, database: Database) -> None:
     """Where its row is gone, as after the database was restored from a backup, it is there again with a heartbeat."""
-    factories.post(database, factories.trainings())
-    threading.Timer(3 * BEAT, _forget_workers, (database,)).start()
-    assert reason_of_drain(worker, database) == "drain"
-    row = _row(database)
-    assert (row.incarnation, row.queues) == (worker._incarnation, ["cpu"])
-
-
-def _forget_workers(database: Database) -> None:
-    with database.write() as session:
-        session.execute(delete(Worker))
-
-
-def reason_of_drain(worker: WorkerProcess, database: Database) -> str:
-    """Return why the work stopped, drained as soon as the worker's row has been forgotten and is there again."""
 
     def known() -> bool:
         with database.read() as session:
             return bool(workers.all_workers(session, 10))
 
-    def drain() -> None:
-        wait_until("the row is gone", lambda: not known(), every=0.005)
+    def forget() -> None:
+        with database.write() as session:
+            session.execute(delete(Worker))
         wait_until("it is there again", known)
         worker.drain()
 
-    threading.Thread(target=drain, daemon=True).start()
-    return reason_of(worker)
+    factories.post(database, factories.trainings())
+    once_it_works(worker, forget)
+    assert reason_of(worker) == "drain"
+    row = _row(database)
+    assert (row.incarnation, row.queues) == (worker._incarnation, ["cpu"])
 
 
 @pytest.mark.parametrize(
