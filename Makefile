@@ -36,10 +36,10 @@ paper: install ## run a suite of the paper, or go on with it: SUITE=e2sad-svhn D
 PAPER_SUITE = $(if $(filter command line environment,$(origin SUITE)),$(SUITE),e2sad-mnist)
 
 test: dev ## the test suite, with a real PostgreSQL and a real Redis
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --rerun-show-tracebacks -m "not slow"
 
 slow: dev ## the tests that wait for minutes: storms of faults, outages, lost answers
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --rerun-show-tracebacks -m slow
 
 storm: dev ## three minutes of faults over real stages; STORM="--faults 1000 --seconds 3600 --out docs/results/storm.json"
 	$(BIN)/python -m tests.storm $(STORM)

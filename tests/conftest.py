@@ -21,6 +21,17 @@ os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, len(os.sched_getaffinity(0)))))
 
+BY_THE_CLOCK = ("worker", "storm", "docker", "api/test_events.py", "client/test_cli.py")
+"""Tests of real processes whose leases last some seconds. A machine that stalls for longer breaks what they suppose,
+so each has a second try, which is reported, and which must succeed."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folder = Path(__file__).parent
+    for item in items:
+        if any(item.path.is_relative_to(folder / name) for name in BY_THE_CLOCK):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[servers.PostgresServer | servers.NamedPostgres]:

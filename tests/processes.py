@@ -40,7 +40,7 @@ LOG_LINES = 40
 T = TypeVar("T")
 
 
-def wait_until(what: str, ask: Callable[[], T], seconds: float = 30.0, every: float = 0.05) -> T:
+def wait_until(what: str, ask: Callable[[], T], seconds: float = 60.0, every: float = 0.05) -> T:
     """Return the first truthy answer.
 
     Raises:
@@ -235,7 +235,7 @@ class Processes:
         """Return the lines of a stage's log."""
         return [line["line"] for line in self.client.get(f"/stages/{key}/log")]
 
-    def running_at(self, key: str, done: int = 1, seconds: float = 30.0) -> dict[str, Any]:
+    def running_at(self, key: str, done: int = 1, seconds: float = 60.0) -> dict[str, Any]:
         """Return the stage once it runs and has done so many units of work."""
 
         def reached() -> dict[str, Any] | None:

@@ -45,7 +45,7 @@ def midway(service: Service, spec: dict[str, Any], kept: int = 2) -> tuple[dict[
 def kill_main(service: Service) -> None:
     child = service["worker"].child()
     service["worker"].kill()
-    wait_until("the child has drained and ended", lambda: not alive(child), 10)
+    wait_until("the child has drained and ended", lambda: not alive(child), 60)
     service.start("worker")
 
 
@@ -148,7 +148,7 @@ def test_bell_lost(service: Service) -> None:
         service.flush()
         time.sleep(0.1)
     service["worker"].send(signal.SIGCONT)
-    service.succeeded(job, 15)
+    service.succeeded(job, 60)
 
 
 @pytest.mark.parametrize("service", [SERVERS], indirect=True)
@@ -170,7 +170,7 @@ def test_redis_down(service: Service) -> None:
     service.succeeded(service.post(specs.training(1)))
     service.redis.kill()
     service.redis.start()
-    service.succeeded(service.post(specs.training(1)), 10)
+    service.succeeded(service.post(specs.training(1)), 60)
 
 
 @pytest.mark.parametrize("service", [SERVERS], indirect=True)  # stopped inside a SQLite transaction it would hold all

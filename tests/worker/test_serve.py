@@ -135,7 +135,7 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
         key = next(stage["key"] for stage in stages if stage["title"].startswith("train Long"))
         wait_until("it trains", lambda: client.get(f"/stages/{key}")["progress"])
         first.kill()
-        wait_until("its parts end", lambda: gone(first.family), 15)
+        wait_until("its parts end", lambda: gone(first.family), 60)
     finally:
         first.end()
     second = Serve(tmp_path, PORT=port)
