@@ -1,10 +1,13 @@
 """What trainings cost, measured, and how they went."""
 
+import csv
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from api import exports, terminal
 from api.schemas import Reply
 from core.errors import ArtifactCorrupt
 from core.execution import Execution
@@ -84,7 +87,8 @@ class CostTable(Reply):
     rows: list[CostRow]
     """Cheapest first, by counted passes."""
     claim: str
-    """The paper's claim as measured here: natural : FGSM : e2SAD : IFGSM, as far as the run has them."""
+    """The paper's claim as measured here: natural : FGSM : e2SAD : IFGSM, as far as the run has them; empty where one
+    name stands for several schedules, as of two suites."""
     others: list[RunReply]
     """Other runs with timed trainings; narrow with suite=, job= or device=."""
     note: str
@@ -105,10 +109,14 @@ def cost_table(groups: Sequence[Sequence[Training]]) -> CostTable:
     return CostTable(
         run=RunReply(**groups[0][0].run) if groups else None,
         rows=rows,
-        claim=" : ".join(f"{row.label} {row.measured_ratio:.2f}" for row in said),
+        claim=" : ".join(f"{row.label} {row.measured_ratio:.2f}" for row in said) if _are_of_one_protocol(said) else "",
         others=[RunReply(**group[0].run) for group in groups[1:]],
         note=NOTE,
     )
+
+
+def _are_of_one_protocol(rows: Sequence[CostRow]) -> bool:
+    return len({row.label for row in rows}) == len(rows)
 
 
 def _rows(group: Sequence[Training]) -> list[CostRow]:
@@ -142,6 +150,81 @@ def _row(recipe: str, trainings: Sequence[Training]) -> CostRow:
         counted_ratio=None, measured_ratio=None,
         seeds=[TimedSeed(seed=one.spec.seed, key=one.key, seconds=one.seconds or 0.0) for one in seeds],
     )  # fmt: skip
+
+
+COLUMNS = (
+    "label", "kind", "recipe", "iterations", "forward", "input_backward", "full_backward", "units", "counted_ratio",
+    "measured_ratio", "seconds_per_example", "seed", "seconds", "key", "device", "device_name", "torch", "dataset",
+    "batch_size",
+)  # fmt: skip
+
+
+def to_csv(table: CostTable) -> str:
+    """Return one line per training."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in table.rows:
+        for seed in row.seeds:
+            known = {**(table.run.model_dump() if table.run else {}), **row.model_dump(), **seed.model_dump()}
+            writer.writerow([exports.inert(str("" if known[name] is None else known[name])) for name in COLUMNS])
+    return text.getvalue()
+
+
+SEVERAL = "one name stands for several schedules here; narrow with suite= or job= to one"
+HEAD = ("", "iterations", "passes", "counted", "measured", "µs per example", "seeds")
+
+
+def _lines(table: CostTable) -> list[list[str]]:
+    """Return the cells of a table for people: passes and time, each also as its ratio to natural training."""
+    return [
+        [
+            row.label, str(row.iterations), f"{row.units:g}", _ratio(row.counted_ratio), _ratio(row.measured_ratio),
+            f"{1e6 * row.seconds_per_example:.1f}", str(len(row.seeds)),
+        ]
+        for row in table.rows
+    ]  # fmt: skip
+
+
+def _ratio(found: float | None) -> str:
+    return "--" if found is None else f"{found:.2f}"
+
+
+def _remarks(table: CostTable) -> list[str]:
+    run = table.run
+    if run is None:
+        return ["no finished training recorded its time"]
+    where = f"{run.device_name or run.device}, torch {run.torch}, {run.dataset}, {run.network.get('kind')} network, "
+    others = f"{len(table.others)} other runs have times; narrow with suite=, job= or device="
+    return [
+        f"Cost of training per example and iteration, in forward passes and measured: {where}batches of "
+        f"{run.batch_size}; counted and measured are ratios to natural training",
+        *([table.claim] if table.claim else []),
+        *([] if _are_of_one_protocol(table.rows) else [SEVERAL]),
+        table.note,
+        *([others] if table.others else []),
+    ]
+
+
+def to_text(table: CostTable) -> str:
+    """Return the table aligned, under its caption."""
+    caption, *more = _remarks(table)
+    return "\n".join([caption, *([terminal.aligned(HEAD, _lines(table))] if table.rows else []), *more, ""])
+
+
+def to_markdown(table: CostTable) -> str:
+    """Return the table and how to read it."""
+    return exports.markdown_table(HEAD, _lines(table), _remarks(table))
+
+
+def to_latex(table: CostTable) -> str:
+    """Return a tabular environment (booktabs), and how to read it as comments."""
+    return exports.latex_table(HEAD, _lines(table), _remarks(table))
+
+
+WRITERS: Mapping[str, Callable[[CostTable], str]] = {
+    "csv": to_csv, "markdown": to_markdown, "latex": to_latex, "text": to_text,
+}  # fmt: skip
 
 
 class Curve(Reply):

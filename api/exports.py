@@ -3,7 +3,7 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 
 from api.paper import PaperCell, PaperMeasurement, PaperReply
 from api.schemas import CellReply, MatrixReply
@@ -43,30 +43,47 @@ def inert(text: str) -> str:
 
 def to_markdown(matrix: MatrixReply) -> str:
     """Return the table in per cent with half-widths of the 95 % interval, and what a reader has to know."""
-    head = ["", *(column.label.replace("|", "\\|") for column in matrix.columns)]
-    lines = [_line(head), _line(["---", *("---:" for _ in matrix.columns)])]
-    marks = footnotes(matrix)
-    for row, cells in zip(matrix.rows, matrix.cells, strict=True):
-        lines.append(_line([row.label.replace("|", "\\|"), *(_marked(matrix, cell, " ±", marks) for cell in cells)]))
-    said = ["- " + line.replace("*", "\\*") for line in remarks(matrix)]
-    return "\n".join([*lines, "", _caption(matrix), *([""] if said else []), *said, ""])
+    said = [line.replace("*", "\\*") for line in remarks(matrix)]
+    return markdown_table(_head(matrix), _lines(matrix), [_caption(matrix), *said])
 
 
 def to_latex(matrix: MatrixReply) -> str:
     """Return a tabular environment (booktabs) with the scope, and what a reader has to know, as comments."""
-    head = " & ".join(["", *(_tex(column.label) for column in matrix.columns)])
+    return latex_table(_head(matrix), _lines(matrix), [_caption(matrix), *remarks(matrix)])
+
+
+def _head(matrix: MatrixReply) -> list[str]:
+    return ["", *(column.label for column in matrix.columns)]
+
+
+def _lines(matrix: MatrixReply) -> list[list[str]]:
     marks = footnotes(matrix)
-    body = [
-        " & ".join([_tex(row.label), *(_marked(matrix, cell, " $\\pm$ ", marks) for cell in cells)]) + r" \\"
+    return [
+        [row.label, *(_percent(cell) + mark(matrix, cell, marks) for cell in cells)]
         for row, cells in zip(matrix.rows, matrix.cells, strict=True)
     ]
-    begin = rf"\begin{{tabular}}{{l{'r' * len(matrix.columns)}}}"
-    rules = [begin, r"\toprule", head + r" \\", r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*(f"% {line}" for line in (_caption(matrix), *remarks(matrix))), *rules, ""])
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """Return a table, the first of the notes below it, and the others as a list."""
+    said = [f"- {line}" for line in notes[1:]]
+    return "\n".join([*_ruled(head, body), "", notes[0], *([""] if said else []), *said, ""])
+
+
+def _ruled(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
+    return ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+
+
+def latex_table(head: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """Return a tabular environment (booktabs) below the notes as comments."""
+    return "\n".join([*(f"% {line}" for line in notes), *_tabular(head, body), ""])
+
+
+def _tabular(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    top, *lines = [" & ".join(map(_tex, line)) + r" \\" for line in (head, *body)]
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    return [begin, r"\toprule", top, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
 
 
 def footnotes(matrix: MatrixReply) -> dict[str, int]:
@@ -93,15 +110,11 @@ def mark(matrix: MatrixReply, cell: CellReply, marks: Mapping[str, int]) -> str:
     return star + (f" ({marks[cell.reason]})" if cell.reason else "")
 
 
-def _marked(matrix: MatrixReply, cell: CellReply, between: str, marks: Mapping[str, int]) -> str:
-    return _percent(cell, between) + mark(matrix, cell, marks)
-
-
-def _percent(cell: CellReply, between: str) -> str:
+def _percent(cell: CellReply) -> str:
     if cell.accuracy is None or cell.interval is None:
         return "--"
     half = 50 * (cell.interval[1] - cell.interval[0])
-    return f"{100 * cell.accuracy:.2f}{between}{half:.2f}"
+    return f"{100 * cell.accuracy:.2f} ± {half:.2f}"
 
 
 def _caption(matrix: MatrixReply) -> str:
@@ -116,7 +129,7 @@ def _caption(matrix: MatrixReply) -> str:
 
 
 _SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
 }  # fmt: skip
 
 
@@ -163,63 +176,64 @@ def _empty(value: float | None) -> float | str:
 
 def paper_markdown(table: PaperReply) -> str:
     """Return a table per loss with published and measured side by side, per cent, and what its protocol leaves out."""
-    whose = " ".join([*([table.suite] if table.suite else []), *([f"(job {table.job})"] if table.job else [])])
-    lines = [f"### Table {table.table} of the paper beside {whose}", "", _paper_caption(table), ""]
-    for loss in _losses(table):
+    lines = [f"### Table {table.table} of the paper beside {whose(table)}", "", _paper_caption(table), ""]
+    for loss in losses_run(table):
         said = f"Attacks climb the loss of the {loss} targets." if loss == "training" else LABEL
-        lines += [said, "", _line(["", *table.columns]), _line(["---", *("---:" for _ in table.columns)])]
-        lines += [_line(texts) for texts in _paper_rows(table, loss, " ± ")] + [""]
-    lines += [f"- {line}" for line in _notes(table)]
+        lines += [said, "", *_ruled(["", *table.columns], _paper_rows(table, loss)), ""]
+    lines += [f"- {line}" for line in paper_notes(table)]
     return "\n".join([*lines, ""])
 
 
 LABEL = "Attacks climb the loss of the true label."
 
 
+def whose(table: PaperReply) -> str:
+    """Return the suite or job whose cells stand beside the paper's."""
+    job = [f"job {table.job}" if table.suite is None else f"(job {table.job})"] if table.job else []
+    return " ".join([*([table.suite] if table.suite else []), *job])
+
+
 def paper_latex(table: PaperReply) -> str:
     """Return a tabular environment (booktabs) per loss, with what its protocol leaves out as comments."""
-    lines = [f"% {line}" for line in (_paper_caption(table), *_notes(table))]
-    for loss in _losses(table):
-        lines += [f"% loss: {loss}", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
-        lines += [" & ".join(["", *map(_tex, table.columns)]) + r" \\", r"\midrule"]
-        lines += [
-            " & ".join([_tex(name), *(cell.replace("±", r"$\pm$") for cell in texts)]) + r" \\"
-            for name, *texts in _paper_rows(table, loss, " ± ")
-        ]
-        lines += [r"\bottomrule", r"\end{tabular}"]
+    lines = [f"% {line}" for line in (_paper_caption(table), *paper_notes(table))]
+    for loss in losses_run(table):
+        lines += [f"% loss: {loss}", *_tabular(["", *table.columns], _paper_rows(table, loss))]
     return "\n".join([*lines, ""])
 
 
-def _losses(table: PaperReply) -> list[str]:
+def losses_run(table: PaperReply) -> list[str]:
     """Return the losses that attacks with a result climbed; where there is no result, all that they could climb."""
     every = [ours for ours in _measurements(table) if ours.loss]
     return sorted({str(ours.loss) for ours in every if ours.accuracy is not None} or {str(o.loss) for o in every})
 
 
-def _paper_rows(table: PaperReply, loss: str, between: str) -> list[list[str]]:
+def _paper_rows(table: PaperReply, loss: str) -> list[list[str]]:
     """Return per row its name and "published / ours ± half-width" with a mark for what chance explains."""
-    return [
-        [row, *(_beside(cell, loss, between) for cell in cells)]
-        for row, cells in zip(table.rows, table.cells, strict=True)
-    ]
+    return [[row, *(_beside(cell, loss) for cell in cells)] for row, cells in zip(table.rows, table.cells, strict=True)]
 
 
-def _beside(cell: PaperCell, loss: str, between: str) -> str:
+CHANCE = {"no": "!", "yes": "~", "unknown": ""}
+"""Mark of a cell, by whether chance explains its distance from the published one."""
+
+
+def _beside(cell: PaperCell, loss: str) -> str:
     ours = next(one for one in cell.measured if one.loss in (None, loss))
-    mark = {"no": " !", "yes": " ~", "unknown": ""}[ours.explained_by_chance]
-    return f"{100 * cell.published:.2f} / {_percent(ours, between)}{mark}"
+    mark = CHANCE[ours.explained_by_chance]
+    return f"{100 * cell.published:.2f} / {_percent(ours)}{' ' if mark else ''}{mark}"
 
 
 def _paper_caption(table: PaperReply) -> str:
     scope = table.scope
     return (
         f"Accuracy in per cent, published / ours with the half-width of its 95 % interval: {scope.dataset}, first "
-        f"{scope.images} test images, {scope.device}. ~ the seeds' spread explains the difference, ! it does not, no "
-        "mark: too few seeds to say; -- not run."
+        f"{scope.images} test images, {scope.device}. {MARKS}."
     )
 
 
-def _notes(table: PaperReply) -> list[str]:
+MARKS = "~ the seeds' spread explains the difference, ! it does not, no mark: too few seeds to say; -- not run"
+
+
+def paper_notes(table: PaperReply) -> list[str]:
     """Return what a reader has to know: reductions, where cells were computed, what is missing, cautions."""
     protocol = [f"Not the paper's protocol: {line}" for line in table.reductions] or ["The paper's protocol."]
     seeds = sorted({seed.seed for ours in _measurements(table) for seed in ours.seeds})
@@ -245,8 +259,3 @@ def _where(environment: Mapping[str, object]) -> str:
     )
     origin = ", imported" if environment.get("imported") else ""
     return f"{environment.get('device', 'an unnamed device')} ({shown}{origin})"
-
-
-PAPER_WRITERS: Mapping[str, Callable[[PaperReply], str]] = {
-    "csv": paper_csv, "markdown": paper_markdown, "latex": paper_latex,
-}  # fmt: skip

@@ -1,7 +1,7 @@
-"""One answer in several forms: JSON, CSV, Markdown or LaTeX, with an ETag."""
+"""One answer in several forms: JSON, CSV, Markdown, LaTeX or text for a terminal, with an ETag."""
 
 import hashlib
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 from fastapi import Header, Response
@@ -14,40 +14,34 @@ MEDIA = {
     "latex": "application/x-latex; charset=utf-8",
     "text": "text/plain; charset=utf-8",
 }
-Form = Literal["json", "csv", "markdown", "latex"]
-MatrixForm = Literal["json", "csv", "markdown", "latex", "text"]
+Form = Literal["json", "csv", "markdown", "latex", "text"]
 Accept = Annotated[str | None, Header()]
 IfNoneMatch = Annotated[str | None, Header()]
 R = TypeVar("R", bound=BaseModel)
 
 
-def in_forms(*forms: str) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI says of a table that is answered in these forms beside JSON."""
-    media = [MEDIA[form].partition(";")[0] for form in forms]
-    return {
-        200: {"content": {found: {"schema": {"type": "string"}} for found in media}},
-        304: {"description": "The table is what If-None-Match says it was."},
-    }
+FORMS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {MEDIA[form].partition(";")[0]: {"schema": {"type": "string"}} for form in get_args(Form)[1:]}},
+    304: {"description": "The table is what If-None-Match says it was."},
+}
+"""What OpenAPI says of a table that is answered in every form."""
 
 
-FORMS = in_forms(*get_args(Form)[1:])
-
-
-def chosen(wanted: MatrixForm | None, accept: str | None, forms: Container[str]) -> MatrixForm:
-    """Return the form that is wanted, else the one of `forms` that `accept` names, else JSON."""
-    named = (name for name, media in MEDIA.items() if name in forms and media.split(";")[0] in (accept or ""))
-    return wanted or cast(MatrixForm, next(named, "json"))
+def chosen(wanted: Form | None, accept: str | None) -> Form:
+    """Return the form that is wanted, else the one that `accept` names, else JSON."""
+    named = (name for name, media in MEDIA.items() if media.split(";")[0] in (accept or ""))
+    return wanted or cast(Form, next(named, "json"))
 
 
 def answer(
     reply: R,
     writers: Mapping[str, Callable[[R], str]],
-    wanted: MatrixForm | None,
+    wanted: Form | None,
     accept: str | None,
     known: str | None,
 ) -> Response:
     """Return `reply` in its form, with the ETag of its content; 304 where it is `known`."""
-    form = chosen(wanted, accept, {"json", *writers})
+    form = chosen(wanted, accept)
     body = reply.model_dump_json() if form == "json" else writers[form](reply)
     etag = f'"{hashlib.sha256(f"{form}:{body}".encode()).hexdigest()[:32]}"'
     if is_known(etag, known):

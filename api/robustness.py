@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from api import exports, views
+from api import exports, terminal, views
 from api.schemas import AxisReply, CellReply, MatrixReply, Reply, ScopeReply
 from core.bits import Bits, discordant, worst_case
 from core.errors import ArtifactCorrupt
@@ -209,12 +209,22 @@ def to_csv(table: RobustnessReply) -> str:
 
 def to_markdown(table: RobustnessReply) -> str:
     """Return the accuracies in per cent, and below them the pairs with the reference."""
-    pairs = [
-        f"- {model.label} and {table.reference}, seed {pair.seed}: {pair.only_this} examples only the first gets right "
-        f"at its worst, {pair.only_reference} only the second; McNemar's exact p = {pair.p_value:.3g}"
-        for model in table.models for pair in model.paired
+    return "\n".join([exports.to_markdown(as_matrix(table)), *(f"- {pair}" for pair in _pairs(table)), ""])
+
+
+def _pairs(table: RobustnessReply) -> list[str]:
+    return [
+        f"{model.label} and {table.reference}, images only one of them gets right at its worst: "
+        + "; ".join(f"seed {one.seed}: {one.only_this} and {one.only_reference}, p = {one.p_value:.3g}"
+                    for one in model.paired)
+        + " (McNemar, exact)"
+        for model in table.models if model.paired
     ]  # fmt: skip
-    return "\n".join([exports.to_markdown(as_matrix(table)), *pairs, ""])
+
+
+def to_text(table: RobustnessReply) -> str:
+    """Return the accuracies aligned for a terminal, and below them the pairs with the reference."""
+    return terminal.to_text(as_matrix(table)) + "".join(f"{pair}\n" for pair in _pairs(table))
 
 
 def to_latex(table: RobustnessReply) -> str:
@@ -223,5 +233,5 @@ def to_latex(table: RobustnessReply) -> str:
 
 
 WRITERS: Mapping[str, Callable[[RobustnessReply], str]] = {
-    "csv": to_csv, "markdown": to_markdown, "latex": to_latex,
+    "csv": to_csv, "markdown": to_markdown, "latex": to_latex, "text": to_text,
 }  # fmt: skip

@@ -2,12 +2,15 @@
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,18 @@ FILTERS: dict[str, tuple[type, str]] = {
     "label": (str, "only targets of this label; may be repeated"),
     "seed": (int, "only targets of this seed; may be repeated"),
     "pairing": (str, "which substitutes a target meets: all, same or independent"),
+    "reference": (str, "label of the model that the others are paired with (default: the first)"),
+    "model": (str, "only figures that show this model, named by its key"),
 }
-"""What a matrix is narrowed by: the API's parameters, which say what is wrong with a value."""
+"""What results are narrowed by: the API's parameters, which say what is wrong with a value."""
 REPEATED = ("label", "seed")
+SCOPE = ("job", "suite", "dataset", "device", "images", "label", "seed")
+MATRIX = (*SCOPE, "network", "attack", "eps", "steps", "pairing")
+ROBUSTNESS = (*SCOPE, "reference")
+COST = ("job", "suite", "device")
+FIGURES = ("job", "suite", "dataset", "model")
+FORMS = ("table", "json", "csv", "markdown", "latex")
+AddCommand = Callable[..., argparse.ArgumentParser]
 PLAIN_SECONDS = 5.0
 """How often progress is printed where the output is no terminal."""
 
@@ -49,26 +61,30 @@ def main(argv: list[str] | None = None) -> int:
     _require_here(parser, given)
     options = parser.parse_args(given)
     try:
-        return options.run(options)
-    except ApiRefused as refusal:
-        print(f"gauntlet: {refusal}", file=sys.stderr)
-        for field in refusal.fields:
-            if field.get("allowed"):
-                print(f"  {field['path']}: allowed: {', '.join(field['allowed'])}", file=sys.stderr)
-        return 1
-    except (httpx.ReadTimeout, httpx.WriteTimeout):
-        url = service_url(options.url)
-        print(
-            f"gauntlet: {url} has not answered for {TIMEOUT:.0f} s; `gauntlet jobs` shows what was made once it does",
-            file=sys.stderr,
-        )
-        return 1
-    except (httpx.TransportError, httpx.InvalidURL) as error:
-        url = service_url(options.url)
-        print(f"gauntlet: no service at {url}: {error}; start one with `make serve`", file=sys.stderr)
-        return 1
+        return _answered(options)
+    except BrokenPipeError:  # `gauntlet show 1 | head`: what is left would be written when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
+
+
+def _answered(options: argparse.Namespace) -> int:
+    """Return the exit status of a command, having said what the service refused or that it does not answer."""
+    url = service_url(options.url)
+    try:
+        return options.run(options)
+    except ApiRefused as refusal:
+        said = str(refusal)
+        for field in refusal.fields:
+            if field.get("allowed") and ", ".join(field["allowed"]) not in said:
+                said += f"\n  {field['path']}: allowed: {', '.join(field['allowed'])}"
+    except (httpx.ReadTimeout, httpx.WriteTimeout):
+        said = f"{url} has not answered for {TIMEOUT:.0f} s; `gauntlet jobs` shows what was made once it does"
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        said = f"no service at {url}: {error}; start one with `make serve`"
+    print(f"gauntlet: {said}", file=sys.stderr)
+    return 1
 
 
 def _require_here(parser: argparse.ArgumentParser, given: list[str]) -> None:
@@ -88,80 +104,115 @@ def _parser() -> argparse.ArgumentParser:
     url = argparse.ArgumentParser(add_help=False)
     url.add_argument("--url", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # after the command, too
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = partial(commands.add_parser, parents=[url])
+    _add_job_commands(add)
+    _add_list_commands(add)
+    _add_result_commands(add)
+    return parser
 
-    submit = commands.add_parser(
-        "submit", parents=[url], help="post a job: a file (YAML or JSON, - for stdin) or --suite NAME"
-    )
+
+def _add_job_commands(add: AddCommand) -> None:
+    submit = add("submit", help="post a job: a file (YAML or JSON, - for stdin) or --suite NAME")
     submit.add_argument("file", nargs="?", help="the job")
     submit.add_argument("--suite", help="a named suite")
     submit.add_argument("--dataset", help="with --suite: instead of the suite's own, of images of the same form")
     submit.add_argument("--dry-run", action="store_true", help="say what it would take, store nothing")
+    submit.add_argument("--json", action="store_true", help="with --dry-run: the whole plan, every stage of it")
     submit.add_argument("--wait", action="store_true", help="show progress until it has ended; exit 0 on success")
     submit.add_argument("--matrices", action="store_true", help="print both matrices at the end; implies --wait")
     submit.set_defaults(run=_submit)
 
-    watch = commands.add_parser("watch", parents=[url], help="show a job's progress until it has ended")
+    watch = add("watch", help="show a job's progress until it has ended")
     watch.add_argument("job", type=int)
     watch.set_defaults(run=_watch_job)
 
-    jobs = commands.add_parser("jobs", parents=[url], help="list jobs, newest first")
-    jobs.add_argument("--limit", type=int, default=20)
-    jobs.set_defaults(run=_jobs)
+    show = add("show", help="print a job: its stages, what they wait for, its cautions")
+    show.add_argument("job", type=int)
+    show.add_argument("--state", help="only stages in this state")
+    show.set_defaults(run=_show)
 
-    cancel = commands.add_parser("cancel", parents=[url], help="stop a job")
+    cancel = add("cancel", help="stop a job")
     cancel.add_argument("job", type=int)
     cancel.set_defaults(run=_cancel)
 
-    retry = commands.add_parser("retry", parents=[url], help="make a new job of one that failed or was cancelled")
+    retry = add("retry", help="make a new job of one that failed or was cancelled")
     retry.add_argument("job", type=int)
     retry.add_argument("--wait", action="store_true", help="show progress until it has ended; exit 0 on success")
     retry.set_defaults(run=_retry)
 
-    log = commands.add_parser("log", parents=[url], help="print the log of a stage, named by its key")
-    log.add_argument("stage", metavar="KEY")
+    log = add("log", help="print the log of a stage, named by its key")
+    log.add_argument("stage", metavar="KEY", help="the key, or as many of its first digits as `show` prints")
     log.set_defaults(run=_log)
 
-    models = commands.add_parser("models", parents=[url], help="list trained models, newest first")
+
+def _add_list_commands(add: AddCommand) -> None:
+    jobs = add("jobs", help="list jobs, newest first")
+    jobs.add_argument("--limit", type=int, default=20)
+    jobs.set_defaults(run=_jobs)
+
+    models = add("models", help="list trained models, newest first")
     models.add_argument("--dataset", help="only those trained on it")
     models.add_argument("--limit", type=int, default=20)
     models.set_defaults(run=_models)
 
-    workers = commands.add_parser("workers", parents=[url], help="list worker processes, newest first")
+    workers = add("workers", help="list worker processes, newest first")
     workers.set_defaults(run=_workers)
 
-    matrix = commands.add_parser("matrix", parents=[url], help="print a matrix")
+    figures = add("figures", help="list figures, newest first, and where they are")
+    _narrowed(figures, FIGURES, forms=False)
+    figures.add_argument("--limit", type=int, default=20)
+    figures.set_defaults(run=_figures)
+
+
+def _add_result_commands(add: AddCommand) -> None:
+    matrix = add("matrix", help="print a matrix")
     matrix.add_argument("name", choices=["whitebox", "blackbox"])
-    for name, (kind, what) in FILTERS.items():
-        matrix.add_argument(f"--{name}", type=kind, action="append" if name in REPEATED else "store", help=what)
-    matrix.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"], default="table")
+    _narrowed(matrix, MATRIX)
     matrix.set_defaults(run=_matrix)
 
-    published = commands.add_parser(
-        "paper", parents=[url], help="print a table of the paper, published beside measured"
-    )
+    robustness = add("robustness", help="print each model's worst case over the attacks on it, example by example")
+    _narrowed(robustness, ROBUSTNESS)
+    robustness.set_defaults(run=partial(_result, "/results/robustness", ROBUSTNESS))
+
+    cost = add("cost", help="print what trainings cost, counted and measured")
+    _narrowed(cost, COST)
+    cost.set_defaults(run=partial(_result, "/results/cost", COST))
+
+    published = add("paper", help="print a table of the paper, published beside measured")
     published.add_argument("table", nargs="?", type=int, choices=paper.TABLES, help="its number")
     published.add_argument("--suite", help="whose cells stand there (default: the one at the paper's own protocol)")
     published.add_argument("--job", type=int, help="the job whose cells stand there, instead of a suite")
     published.add_argument("--dataset", help="what the suite was posted with, where that is not its own dataset")
     published.add_argument("--device", choices=["cpu", "cuda"], help="device class (default: the one with most cells)")
-    published.add_argument("--format", choices=["table", "json", "csv", "markdown", "latex"])
+    published.add_argument("--format", choices=FORMS)
     published.add_argument(
         "--write", metavar="FOLDER", help="write all tables and counts of the newest job of --suite there instead"
     )
     published.set_defaults(run=_paper)
-    return parser
+
+
+def _narrowed(command: argparse.ArgumentParser, filters: Sequence[str], *, forms: bool = True) -> None:
+    for name in filters:
+        kind, what = FILTERS[name]
+        command.add_argument(f"--{name}", type=kind, action="append" if name in REPEATED else "store", help=what)
+    if forms:
+        command.add_argument("--format", choices=FORMS, default="table")
 
 
 def _submit(options: argparse.Namespace) -> int:
     client = Client(options.url)
+    if options.json and not options.dry_run:
+        raise _misuse("gauntlet submit: --json goes with --dry-run")
     answer = client.post_job(_spec(options), dry_run=options.dry_run)
     if options.dry_run:
-        print(json.dumps(answer, indent=2))
+        print(json.dumps(answer, indent=2) if options.json else progress.plan(answer))
         return 0
     if options.suite:
         print(_description(client, options.suite))
     print(f"job {answer['id']}: {answer['progress']['stages']} stages, {client.url}/jobs/{answer['id']}")
     if not (options.wait or options.matrices):
+        for reason in progress.nobody(answer):
+            print(f"it waits: {reason}")
         return 0
     status = _watch(client, answer["id"])
     if options.matrices:
@@ -214,12 +265,22 @@ def _watch(client: Client, job_id: int) -> int:
     print(f"\r\033[K{progress.line(job)}" if live else progress.line(job))
     for stage in job["stages"]:
         if stage["state"] == "failed":
-            print(f"failed: {stage['title']}: {stage['reason']} (gauntlet log {stage['key']})", file=sys.stderr)
+            print(
+                f"failed: {stage['title']}: {stage['reason']} (gauntlet log {stage['key'][: progress.SHOWN]})",
+                file=sys.stderr,
+            )
     return 0 if job["state"] == "succeeded" else 1
 
 
 def _watch_job(options: argparse.Namespace) -> int:
     return _watch(Client(options.url), options.job)
+
+
+def _show(options: argparse.Namespace) -> int:
+    job = Client(options.url).job(options.job)
+    for line in progress.whole(job, options.state):
+        print(line)
+    return 0
 
 
 def _jobs(options: argparse.Namespace) -> int:
@@ -257,7 +318,7 @@ def _models(options: argparse.Namespace) -> int:
 def _workers(options: argparse.Namespace) -> int:
     for worker in Client(options.url).workers():
         state = "draining" if worker["draining"] else "alive" if worker["alive"] else "silent"
-        doing = f"works on {worker['stage']}" if worker["stage"] else "idle"
+        doing = f"works on {worker['stage'][: progress.SHOWN]}" if worker["stage"] else "idle"
         print(
             f"{worker['host']}:{worker['pid']}  {worker['device']:4}  {','.join(worker['queues']):7}  {state:8} "
             f"{worker['seconds_since_seen']:8.0f} s ago  {doing}"
@@ -266,13 +327,30 @@ def _workers(options: argparse.Namespace) -> int:
 
 
 def _matrix(options: argparse.Namespace) -> int:
+    return _result(f"/results/{options.name}-matrix", MATRIX, options)
+
+
+def _result(address: str, filters: Sequence[str], options: argparse.Namespace) -> int:
     client = Client(options.url)
-    filters = {name: value for name in FILTERS if (value := getattr(options, name)) is not None}
-    if options.format == "json":
-        print(json.dumps(client.matrix(options.name, **filters), indent=2))
+    chosen = {name: value for name in filters if (value := getattr(options, name)) is not None}
+    _print(client, address, options.format, **chosen)
+    return 0
+
+
+def _print(client: Client, address: str, form: str, **chosen: Any) -> None:
+    if form == "json":
+        print(json.dumps(client.get(address, **chosen), indent=2))
     else:
-        form = "text" if options.format == "table" else options.format
-        print(client.matrix_as(options.name, form, **filters), end="")
+        print(client.text(address, format="text" if form == "table" else form, **chosen), end="")
+
+
+def _figures(options: argparse.Namespace) -> int:
+    client = Client(options.url)
+    chosen = {name: value for name in FIGURES if (value := getattr(options, name)) is not None}
+    for figure in client.figures(limit=options.limit, **chosen):
+        print(f"{figure['key'][: progress.SHOWN]}  {figure['dataset']:17}  {figure['state']:9}  {figure['title']}")
+        for name, path in figure["links"].items():
+            print(f"{'':14}{name:6}  {client.url}{path}")
     return 0
 
 
@@ -284,11 +362,7 @@ def _paper(options: argparse.Namespace) -> int:
         raise _misuse("gauntlet paper: which table, 1, 2 or 3?")
     names = ("suite", "job", "dataset", "device")
     chosen = {name: getattr(options, name) for name in names if getattr(options, name)}
-    address = f"/results/paper/{options.table}"
-    if options.format in (None, "table"):
-        print(paper.text(client.get(address, **chosen)))
-    else:
-        print(client.text(address, format=options.format, **chosen), end="")
+    _print(client, f"/results/paper/{options.table}", options.format or "table", **chosen)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The paper's tables and figures from the service: printed, or written to a folder of results."""
+"""The paper's tables and figures from the service, written to a folder of results."""
 
 import json
 from pathlib import Path
@@ -13,64 +13,12 @@ PICTURES = {"svg": "svg", "page": "html", "values": "json"}
 """Link of a figure -> ending of the file that it is written to."""
 
 
-def text(table: dict[str, Any]) -> str:
-    """Return the table for a terminal: published / ours in per cent, one block per loss that the attacks climb."""
-    blocks = [_block(table, loss) for loss in LOSSES if _runs(table, loss)] or [_block(table, LOSSES[0])]
-    return "\n\n".join([_caption(table), *blocks, "\n".join(_notes(table))])
-
-
 def _runs(table: dict[str, Any], loss: str) -> bool:
     """Return whether any attack climbed that loss; clean images climb none."""
     return any(
         ours["accuracy"] is not None and ours["loss"] == loss
         for cells in table["cells"] for cell in cells for ours in cell["measured"]
     )  # fmt: skip
-
-
-def _of(cell: dict[str, Any], loss: str) -> list[dict[str, Any]]:
-    return [ours for ours in cell["measured"] if ours["loss"] in (None, loss)]
-
-
-def _caption(table: dict[str, Any]) -> str:
-    scope = table["scope"]
-    return (
-        f"Table {table['table']} beside {_whose(table)}: published / ours in %; {scope['dataset']}, first "
-        f"{scope['images']} test images, {scope['device']}; ~ the seeds' spread explains the difference, ! it does not"
-    )
-
-
-def _whose(table: dict[str, Any]) -> str:
-    job = f"job {table['job']}"
-    return (f"{table['suite']} ({job})" if table["job"] else str(table["suite"])) if table["suite"] else job
-
-
-def _block(table: dict[str, Any], loss: str) -> str:
-    head = [f"loss: {loss}", *table["columns"]]
-    body = [
-        [row, *(_cell(cell, loss) for cell in cells)] for row, cells in zip(table["rows"], table["cells"], strict=True)
-    ]
-    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-    lines = [
-        "  ".join(part.rjust(width) if i else part.ljust(width) for i, (part, width) in enumerate(pairs))
-        for pairs in ([*zip(line, widths, strict=True)] for line in [head, *body])
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def _cell(cell: dict[str, Any], loss: str) -> str:
-    (ours,) = _of(cell, loss)
-    mark = {"no": "!", "yes": "~", "unknown": " "}[ours["explained_by_chance"]]
-    measured = "--" if ours["accuracy"] is None else f"{100 * ours['accuracy']:.1f}"
-    return f"{100 * cell['published']:5.1f} / {measured:>5}{mark}"
-
-
-def _notes(table: dict[str, Any]) -> list[str]:
-    every = [ours for cells in table["cells"] for cell in cells for ours in cell["measured"]]
-    of_suite = every if table["suite"] else []  # nothing adds a cell to one job's table
-    commands = list(dict.fromkeys(ours["command"] for ours in of_suite if ours["command"]))
-    notes = [f"not the paper's protocol: {line}" for line in table["reductions"]]
-    notes += [f"missing cells: `{command}`" for command in commands]
-    return [*notes, *table["cautions"]]
 
 
 class NothingToWrite(Exception):

@@ -1,6 +1,12 @@
-"""Progress as text for a terminal."""
+"""Jobs, their plans and their progress as text for a terminal."""
 
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
+
+SHOWN = 12
+"""Digits of a stage's key that tables show; wherever a stage is named they do."""
 
 
 def line(job: dict[str, Any]) -> str:
@@ -18,3 +24,55 @@ def line(job: dict[str, Any]) -> str:
 def _running(stage: dict[str, Any]) -> str:
     found = stage["progress"]
     return stage["title"] + (f" ({found['done']}/{found['total']})" if found and found.get("total") else "")
+
+
+def whole(job: dict[str, Any], state: str | None = None) -> Iterator[str]:
+    """Yield the lines of a job: what it is, its stages, those in `state` only where that is given, its cautions."""
+    what = dict.fromkeys(name for name in (job["suite"], job["name"]) if name)
+    yield ", ".join([f"job {job['id']}: {job['kind']} on {job['spec']['dataset']}", *what])
+    yield line({**job, "stages": []}).rstrip()
+    yield f"posted {_at(job['created_at'])}, started {_at(job['started_at'])}, ended {_at(job['finished_at'])}"
+    used, left = (_long(job["cost"][name]) for name in ("used_seconds", "remaining_seconds"))
+    yield f"device time {used} so far, about {left} left"
+    for stage in job["stages"]:
+        if state in (None, stage["state"]):
+            yield f"{stage['key'][:SHOWN]}  {stage['state']:9}  {_running(stage)}{_why(stage)}"
+    yield from (f"caution: {caution}" for caution in job["cautions"])
+
+
+def plan(found: dict[str, Any]) -> str:
+    """Return what a job would take."""
+    kinds = Counter(stage["kind"] for stage in found["stages"])
+    cost = found["cost"]
+    rate = "measured" if cost["rate_measured"] else "assumed, none has been measured"
+    lines = [
+        f"{found['kind']} on {found['dataset']}, {found['device']}, {found['images']} test images: "
+        f"{len(found['stages'])} stages ({', '.join(f'{number} {kind}' for kind, number in kinds.items())})",
+        f"{found['done']} have succeeded before, {found['new']} are new",
+        f"about {_long(cost['remaining_seconds'])} of device time at {cost['rate']:.2g} floating-point operations per "
+        f"second ({rate}); {cost['flop']:.2g} in all",
+    ]
+    return "\n".join([*lines, *(f"caution: {caution}" for caution in found["cautions"]), "nothing was stored"])
+
+
+def nobody(job: dict[str, Any]) -> list[str]:
+    """Return why stages that are ready find no worker that could take them."""
+    waits = [stage["waits_for"] for stage in job["stages"] if stage["state"] == "ready" and stage["waits_for"]]
+    return [reason for reason in dict.fromkeys(waits) if reason.startswith("no live worker")]
+
+
+def _why(stage: dict[str, Any]) -> str:
+    said = stage["reason"] or stage["waits_for"]
+    return f": {said}" if said else ""
+
+
+def _at(seconds: float | None) -> str:
+    return "--" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M:%S}"
+
+
+def _long(seconds: float) -> str:
+    """Return a time as people say it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -604,6 +604,11 @@ def by_key(session: Session, key: str) -> Stage | None:
     return session.scalar(select(Stage).where(Stage.key == key))
 
 
+def keys_beginning(session: Session, digits: str, limit: int) -> Sequence[str]:
+    """Return the keys that begin so, at most `limit` of them."""
+    return session.scalars(select(Stage.key).where(Stage.key >= digits, Stage.key < digits + "g").limit(limit)).all()
+
+
 def result_of(session: Session, stage_id: int) -> tuple[dict[str, Any], dict[str, str]] | None:
     """Return a succeeded stage's payload and artifacts (name -> sha256)."""
     payload = session.scalar(select(Result.payload).where(Result.stage_id == stage_id))

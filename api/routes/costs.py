@@ -2,13 +2,14 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from api import costs as views
 from api.costs import CostTable, CurvesReply
 from api.errors import RESPONSES, Invalid
 from api.filters import JobQuery, require_model
+from api.forms import FORMS, Accept, Form, IfNoneMatch, answer
 from api.service import ServiceDep
 from core.jobs import Key
 from store import costs
@@ -24,6 +25,8 @@ class CostQuery(JobQuery):
 
     device: Literal["cpu", "cuda"] | None = None
     """Device class."""
+    format: Form | None = None
+    """Form of the answer; left out, what Accept asks for, else JSON."""
 
 
 class CurvesQuery(JobQuery):
@@ -33,15 +36,20 @@ class CurvesQuery(JobQuery):
     """Keys of train stages; may be repeated."""
 
 
-@router.get("/cost")
-def cost(query: Annotated[CostQuery, Query()], service: ServiceDep) -> CostTable:
+@router.get("/cost", response_model=CostTable, responses=FORMS)
+def cost(
+    query: Annotated[CostQuery, Query()],
+    service: ServiceDep,
+    accept: Accept = None,
+    if_none_match: IfNoneMatch = None,
+) -> Response:
     """Answer with passes and measured time per example of each training, and ratios to natural training, of one run."""
     with service.database.read() as session:
         query.require(session)
         found = costs.trainings(session, most=MAX_TRAININGS, suite=query.suite, job=query.job, device=query.device)
     if len(found) > MAX_TRAININGS:
         raise Invalid(f"these are more than {MAX_TRAININGS} trainings; narrow with job=, suite= or device=")
-    return views.cost_table(costs.runs(found))
+    return answer(views.cost_table(costs.runs(found)), views.WRITERS, query.format, accept, if_none_match)
 
 
 @router.get("/curves")

@@ -6,11 +6,12 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from api import exports, paper
+from api import paper
 from api.errors import RESPONSES, NotFound, QueryText
 from api.forms import FORMS, Accept, Form, IfNoneMatch, answer
 from api.paper import PaperReply
 from api.service import ServiceDep
+from api.terminal import PAPER_WRITERS
 from core.errors import SpecError
 from core.execution import Execution
 from core.jobs import DatasetName
@@ -55,7 +56,7 @@ def paper_table(
         source = _source(session, table, query)
         reply = paper.reply(session, table, source, fallback, device=query.device, execution=query.execution)
     _require_what_was_asked(query, reply)
-    return answer(reply, exports.PAPER_WRITERS, query.format, accept, if_none_match)
+    return answer(reply, PAPER_WRITERS, query.format, accept, if_none_match)
 
 
 def _source(session: Session, table: int, query: PaperQuery) -> Source:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from api import views
 from api.errors import RESPONSES, QueryText
 from api.filters import AttackName, NetworkName, ScopeQuery
-from api.forms import Accept, IfNoneMatch, MatrixForm, answer, chosen, in_forms, is_known, unchanged
+from api.forms import FORMS, Accept, Form, IfNoneMatch, answer, chosen, is_known, unchanged
 from api.schemas import MatrixReply
 from api.service import Service, ServiceDep
 from api.terminal import WRITERS
@@ -24,7 +24,6 @@ from store.results import Filters, Matrix
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
 
-FORMS = in_forms(*WRITERS)
 _pixels: TypeAdapter[Fraction] = TypeAdapter(Pixels)
 
 
@@ -41,7 +40,7 @@ class MatrixQuery(ScopeQuery):
     """Steps of the attack."""
     pairing: Literal["all", "same", "independent"] | None = None
     """Which substitutes a target meets; left out, as the newest job said."""
-    format: MatrixForm | None = None
+    format: Form | None = None
     """Form of the answer; left out, what Accept asks for, else JSON."""
 
     @field_validator("eps")
@@ -102,7 +101,7 @@ def _answer(
     accept: str | None, if_none_match: str | None,
 ) -> Response:  # fmt: skip
     """Return the table that `make` makes, or 304; where nothing has changed since it was last made, by one query."""
-    question = (name, chosen(query.format, accept, {"json", *WRITERS}), query.model_dump_json())
+    question = (name, chosen(query.format, accept), query.model_dump_json())
     with service.database.read() as session:
         stamp = results.stamp(session)
         known = service.tags.of(question, stamp)

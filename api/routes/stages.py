@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy.orm import Session
 
 from api import views
 from api.errors import RESPONSES, NotFound
@@ -19,7 +20,7 @@ from api.schemas import (
     WorkerReply,
 )
 from api.service import ServiceDep
-from core.errors import ArtifactCorrupt
+from core.errors import ArtifactCorrupt, SpecError
 from core.jobs import DatasetName
 from store import refusals, stages, trained, waiting, workers
 from store.models import Attempt
@@ -30,13 +31,32 @@ router = APIRouter(tags=["stages"], responses=RESPONSES)
 AS_A_STRANGER = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox allow-scripts"}
 """What is stored may have been imported: a page or picture of it may run scripts, but as nobody to the service."""
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits.")]
+StageKey = Annotated[
+    str,
+    Path(pattern=r"^[0-9a-f]{8,64}$", description="64 hexadecimal digits, or the first 8 or more where one has them."),
+]
+
+
+def _whole(session: Session, digits: str) -> str:
+    """Return the key that begins with the digits.
+
+    Raises:
+        NotFound: none does.
+        SpecError: several do.
+    """
+    found = stages.keys_beginning(session, digits, 2)
+    if not found:
+        raise NotFound(f"there is no stage {digits}")
+    if len(found) > 1:
+        raise SpecError(f"the keys of several stages begin with {digits}; give more digits", ("key",))
+    return found[0]
 
 
 @router.get("/stages/{key}")
-def get_stage(key: Sha256, service: ServiceDep) -> StageDetail:
+def get_stage(key: StageKey, service: ServiceDep) -> StageDetail:
     """Answer with a stage: spec, state, attempts, result and where its artifacts are."""
     with service.database.read() as session:
-        found = stages.details(session, key)
+        found = stages.details(session, _whole(session, key))
         if found is None:
             raise NotFound(f"there is no stage {key}")
         row = found.stage
@@ -64,14 +84,14 @@ def _attempt(row: Attempt) -> AttemptReply:
 
 @router.get("/stages/{key}/log")
 def get_log(
-    key: Sha256,
+    key: StageKey,
     service: ServiceDep,
     after: Annotated[int, Query(ge=0, le=2**62, description="Lines up to this number are left out.")] = 0,
     limit: Annotated[int, Query(ge=1, le=5000, description="Lines at most.")] = 1000,
 ) -> list[LogLine]:
     """Answer with the lines of a stage's log, oldest first."""
     with service.database.read() as session:
-        stage = stages.by_key(session, key)
+        stage = stages.by_key(session, _whole(session, key))
         if stage is None:
             raise NotFound(f"there is no stage {key}")
         lines = stages.log_of(session, stage.id, after, limit)

@@ -1,5 +1,7 @@
 """Cost and curves over HTTP, of trainings that really ran, through core alone and an import."""
 
+import csv
+import io
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from api.costs import COLUMNS
 from api.routes import costs as routes
 from core import run
 from core.suites import suites
@@ -58,11 +61,48 @@ class TestCost:
         assert table["run"]["device_name"]
         assert table["claim"].startswith("natural H 1.00 : e2sad S ")
 
+    def test_forms(self, trained: House):
+        def form(name: str) -> str:
+            return trained.client.get("/results/cost", params={"format": name, "suite": "timed"}).text
+
+        table = trained.get("/results/cost", suite="timed")
+        lines = list(csv.DictReader(io.StringIO(form("csv"))))
+        assert list(lines[0]) == list(COLUMNS)
+        assert [(line["kind"], line["seed"]) for line in lines] == [
+            (kind, seed) for kind in ("natural", "e2sad", "ifgsm_adv") for seed in "01"
+        ]
+        assert [float(line["seconds"]) for line in lines] == [
+            seed["seconds"] for row in table["rows"] for seed in row["seeds"]
+        ]
+        caption, head, _, natural, *_ = form("text").splitlines()
+        assert caption.startswith("Cost of training per example and iteration")
+        assert head.split() == ["iterations", "passes", "counted", "measured", "µs", "per", "example", "seeds"]
+        mean = table["rows"][0]["seconds_per_example"]
+        assert natural.split() == ["natural", "H", "3", "3", "1.00", "1.00", f"{1e6 * mean:.1f}", "2"]
+        assert table["claim"] in form("text")
+        assert "| natural H | 3 | 3 | 1.00 | 1.00 |" in form("markdown")
+        assert r"natural H & 3 & 3 & 1.00 & 1.00 &" in form("latex")
+
+    def test_no_claim_where_one_name_has_two_schedules(self, small_house: House, file: Path):
+        import_file(small_house.service.database, small_house.service.store, file)
+        with small_house.service.database.write() as session:
+            stage = next(iter(session.scalars(select(Stage).where(Stage.kind == "train", Stage.seed == 1))))
+            stage.spec = {**stage.spec, "training": {**stage.spec["training"], "iterations": 4}}
+        table = small_house.get("/results/cost")
+        assert sorted(row["iterations"] for row in table["rows"] if row["kind"] == "natural") == [3, 4]
+        assert table["claim"] == ""
+        assert "one name stands for several schedules" in small_house.client.get(
+            "/results/cost", params={"format": "text"}
+        ).text  # fmt: skip
+
     def test_what_recorded_no_time_is_not_compared(self, small_house: House):
         small_house.post(LITTLE)
         small_house.work(1)
         table = small_house.get("/results/cost")
         assert (table["run"], table["rows"], table["claim"]) == (None, [], "")
+        for form in ("csv", "markdown", "latex", "text"):
+            empty = small_house.client.get("/results/cost", params={"format": form})
+            assert (empty.status_code, "no finished training" in empty.text) == (200, form != "csv")
 
     def test_machines_are_apart(self, small_house: House, file: Path):
         """Two workers with the same processor are two runs."""

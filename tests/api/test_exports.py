@@ -62,8 +62,8 @@ def test_a_white_box_table_needs_no_star():
 
 def test_markdown_says_it_below_the_table():
     text = to_markdown(MATRIX)
-    assert "| Natural H | 60.00 ±10.00* | 100.00 ±1.00 |" in text
-    assert "| IFGSM-10 H | 0.00 ±1.00 (1) | -- (2) |" in text
+    assert "| Natural H | 60.00 ± 10.00* | 100.00 ± 1.00 |" in text
+    assert "| IFGSM-10 H | 0.00 ± 1.00 (1) | -- (2) |" in text
     assert text.splitlines()[-6:] == [f"- {line}" for line in (r"\* white-box: the substitute is the target", *SAID)]
 
 

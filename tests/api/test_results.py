@@ -212,7 +212,7 @@ class TestForms:
         head, rule, *body = text.splitlines()[:3]
         assert head == "|  | " + NAUGHTY.replace("|", r"\|") + " | =SUM(1) |"
         assert rule == "| --- | ---: | ---: |"
-        assert body[0].endswith(" | 60.00 ±9.43* | 60.00 ±9.43 |")
+        assert body[0].endswith(" | 60.00 ± 9.43* | 60.00 ± 9.43 |")
         assert "first 100 test images, cpu, pairing same" in text
 
     def test_latex_escapes_everything_special(self, awkward: House):

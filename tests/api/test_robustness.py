@@ -124,8 +124,12 @@ def test_forms(worked: House):
         ("A", "0", "2", ""), ("A", "1", "4", ""), ("B", "0", "5", "3"), ("B", "1", "2", "0"),
     ]  # fmt: skip
     assert "worst case of 2" in form("markdown")
-    assert "B and A, seed 0: 3 examples only the first gets right at its worst, 0 only the second" in form("markdown")
+    pairs = "seed 0: 3 and 0, p = 0.25; seed 1: 0 and 2, p = 0.5 (McNemar, exact)"
+    pairs = f"B and A, images only one of them gets right at its worst: {pairs}\n"
+    assert form("markdown").endswith(f"- {pairs}")
     assert r"\toprule" in form("latex")
+    assert form("text").startswith("robustness matrix, models by attacks: accuracy in %")
+    assert form("text").endswith(pairs)
     etag = worked.client.get(ADDRESS).headers["etag"]
     for known in (etag, "*"):
         assert worked.client.get(ADDRESS, headers={"If-None-Match": known}).status_code == 304
@@ -135,7 +139,7 @@ def test_nothing_there(small_house: House):
     table = small_house.get(ADDRESS)
     assert (table["scope"], table["models"], table["reference"]) == (None, [], None)
     assert table["reason"].startswith("no evaluations yet")
-    for form in ("csv", "markdown", "latex"):
+    for form in ("csv", "markdown", "latex", "text"):
         assert small_house.client.get(ADDRESS, params={"format": form}).status_code == 200
 
 

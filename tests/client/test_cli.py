@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -80,7 +81,7 @@ class TestSubmit:
         status, output, errors = gauntlet("submit", gauntlet.file(form({**JOB, "name": "from a file"})))
         assert (status, errors) == (0, "")
         number = submitted(output)
-        assert output == f"job {number}: 9 stages, {served.url}/jobs/{number}\n"
+        assert output.splitlines()[0] == f"job {number}: 9 stages, {served.url}/jobs/{number}"
         assert Client(served.url).job(int(number))["name"] == "from a file"
 
     def test_the_service_is_named_before_the_command_or_after_it(self, gauntlet: Command, served: Served):
@@ -113,18 +114,23 @@ class TestSubmit:
 
     def test_a_dry_run_prints_the_plan_and_makes_no_job(self, gauntlet: Command, served: Served):
         before = [job["id"] for job in Client(served.url).jobs()]
-        status, output, _ = gauntlet("submit", gauntlet.file({**JOB, "seeds": [77]}), "--dry-run")
+        spec = gauntlet.file({**JOB, "seeds": [77]})
+        status, output, _ = gauntlet("submit", spec, "--dry-run")
         assert status == 0
-        assert json.loads(output)["new"] == 9
+        assert output.startswith("benchmark on mnist-mini, cpu, 100 test images: 9 stages (2 train, ")
+        assert "0 have succeeded before, 9 are new\n" in output
+        assert output.endswith("nothing was stored\n")
+        assert json.loads(gauntlet("submit", spec, "--dry-run", "--json")[1])["new"] == 9
+        assert gauntlet("submit", spec, "--json")[0] == 2
         assert [job["id"] for job in Client(served.url).jobs()] == before
 
     @pytest.mark.parametrize(
         ("spec", "said"),
         [
-            ({**JOB, "defense": {"kind": "magic"}}, "defense.kind: allowed: e2sad, fgsm_adv, hamm_minimax, ifgsm_adv"),
+            ({**JOB, "defense": {"kind": "magic"}}, "allowed: e2sad, fgsm_adv, hamm_minimax, ifgsm_adv"),
             ({**JOB, "training": {"optimiser": "x"}}, "training.optimiser: allowed: adam, sgd"),
             ({**JOB, "dataset": "mnist"}, "dataset: allowed: mnist-mini"),
-            ({"suite": "nope"}, "suite: allowed: "),
+            ({"suite": "nope"}, "allowed: canary, e2sad-mnist, "),
             ({**JOB, "attacks": [{"kind": "fgsm", "eps": "24/0"}]}, "422: attacks.0.eps: the denominator is 0"),
             ([1, 2], "422: the body must be a JSON object"),
         ],
@@ -134,6 +140,7 @@ class TestSubmit:
         assert (status, output) == (1, "")
         assert errors.startswith("gauntlet: 422: ")
         assert said in errors
+        assert errors.count("allowed: ") <= 1
 
     @pytest.mark.parametrize(
         ("text", "said"),
@@ -176,7 +183,30 @@ class TestLooking:
         assert status == 1
         assert output.startswith("failed")
         key = Client(served.url).job(int(number))["stages"][0]["key"]
-        assert errors == f"failed: train natural H, seed 9: the loss is NaN (gauntlet log {key})\n"
+        assert errors == f"failed: train natural H, seed 9: the loss is NaN (gauntlet log {key[:12]})\n"
+        status, output, errors = gauntlet("show", number)
+        assert (status, errors) == (0, "")
+        head, progress, times, device, stage = output.splitlines()[:5]
+        assert head == f"job {number}: train on mnist-mini"
+        assert progress == "failed      0.0 %  0/1 stages"
+        assert re.fullmatch(r"posted 20\S+ \S+, started 20\S+ \S+, ended 20\S+ \S+", times)
+        assert device.startswith("device time 0.0 s so far, about ")
+        assert stage == f"{key[:12]}  failed     train natural H, seed 9: the loss is NaN"
+        assert any(line.startswith("caution: ") for line in output.splitlines())
+        assert key[:12] not in gauntlet("show", number, "--state", "running")[1]
+        assert gauntlet("show", "999999") == (1, "", "gauntlet: 404: there is no job 999999\n")
+
+    def test_a_job_that_no_worker_could_take_says_so(self, gauntlet: Command):
+        spec = {"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}, "device": "cuda"}
+        status, output, _ = gauntlet("submit", gauntlet.file(spec))
+        assert status == 0
+        assert output.splitlines()[1].startswith("it waits: no live worker serves the queue gpu")
+
+    def test_an_output_that_is_read_no_further(self, gauntlet: Command, served: Served):
+        gauntlet("submit", gauntlet.file({**JOB, "seeds": [35]}))
+        command = f"{sys.executable} -m client.cli --url {served.url} show 1 | head -1; echo ${{PIPESTATUS[0]}}"
+        ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert (ended.stderr, ended.stdout.splitlines()[-1]) == ("", "0")
 
     def test_a_line_of_a_terminal_does_not_wrap(
         self, gauntlet: Command, served: Served, monkeypatch: pytest.MonkeyPatch
@@ -229,6 +259,9 @@ class TestLooking:
         assert [line.partition("  ")[2] for line in output.splitlines()] == ["line 0", "line 1", "line 2"]
         assert output.startswith("2023-11-1")
         assert gauntlet("log", "0" * 64)[0] == 1
+        assert gauntlet("log", claim.key[:12])[1] == output
+        assert gauntlet("log", "0" * 8)[::2] == (1, "gauntlet: 404: there is no stage 00000000\n")
+        assert gauntlet("log", claim.key[:7])[0] == 1
 
     def test_models_and_workers(self, gauntlet: Command, served: Served):
         gauntlet("submit", gauntlet.file({**JOB, "seeds": [34]}))
@@ -269,6 +302,23 @@ class TestLooking:
         status, output, errors = gauntlet("matrix", "blackbox", "--job", number, "--format", form)
         assert (status, errors) == (0, "")
         assert said in output
+
+    def test_robustness_cost_and_figures(self, gauntlet: Command, served: Served):
+        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [42]}))[1])
+        factories.finish(served.database, lambda _: 60)
+        status, output, errors = gauntlet("robustness", "--job", number, "--reference", "natural H")
+        assert (status, errors) == (0, "")
+        assert output.startswith("robustness matrix, models by attacks: ")
+        assert json.loads(gauntlet("robustness", "--job", number, "--format", "json")[1])["counted"] == 1
+        assert gauntlet("cost", "--job", number)[1].startswith("no finished training recorded its time")
+        assert gauntlet("figures", "--job", number) == (0, "", "")
+        spec = {"kind": "figure", "dataset": "mnist-mini", "defenses": [{"kind": "natural"}],
+                "figures": [{"kind": "illustration"}]}  # fmt: skip
+        drawing = submitted(gauntlet("submit", gauntlet.file(spec))[1])
+        stage = next(stage for stage in Client(served.url).job(int(drawing))["stages"] if stage["kind"] == "draw")
+        status, output, errors = gauntlet("figures", "--job", drawing)
+        assert (status, errors) == (0, "")
+        assert output.split()[:3] == [stage["key"][:12], "mnist-mini", stage["state"]]
 
     def test_a_matrix_that_is_not_there_yet_says_why(self, gauntlet: Command):
         number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [51]}))[1])
