@@ -30,7 +30,7 @@ from core.jobs import (
 from core.networks import NETWORKS
 from core.networks.base import Network
 from core.plan_figures import add_figures
-from core.resolve import Path, filled, require_fit, resolve_training, resolved_defense
+from core.resolve import Path, filled, require_fit, require_images, resolve_training, resolved_defense
 from core.stages.base import Stage
 from core.stages.craft import Craft
 from core.stages.evaluate import Evaluate
@@ -366,7 +366,8 @@ def _add_trainings(result: Plan, models: Iterable[Model]) -> None:
 
 def _attack_all(result: Plan, job: BenchmarkJob | EvaluateJob, dataset: Dataset, execution: Execution) -> None:
     """Add every clean, white-box and transfer evaluation of the plan's targets and substitutes."""
-    limit = job.limit if job.limit is not None and job.limit < dataset.test_size else None
+    require_images(job.limit, dataset, ("limit",))
+    limit = dataset.first(job.limit)
     images = limit or dataset.test_size
     _add_trainings(result, [*result.targets, *result.substitutes])
     panel = _attacks(job.attacks, [*dataset.panel], dataset, "attacks")
@@ -442,6 +443,8 @@ def _plan_figures(job: FigureJob, execution: Execution, models: Models) -> Plan:
     _require_one_dataset(dataset.kind, "models", targets, "model")
     result = Plan(dataset.kind, execution.device, "same", targets=targets)
     _add_trainings(result, targets)
+    for i, figure in enumerate(job.figures):
+        require_images(getattr(figure, "limit", None), dataset, ("figures", i, "limit"))
     figures = [figure.resolved(dataset, lambda spec: filled(spec, dataset)) for figure in job.figures]
     for i, figure in enumerate(figures):
         require_fit(figure, ("figures", i))

@@ -114,6 +114,17 @@ def require_fit(spec: Kind, path: Path) -> None:
             require_fit(value, (*path, name))
 
 
+def require_images(limit: int | None, dataset: Dataset, path: Path) -> None:
+    """Return where the test set has as many images as a job asks for.
+
+    Raises:
+        SpecError: it has fewer.
+    """
+    if limit is not None and limit > dataset.test_size:
+        size = f"{dataset.kind} has {dataset.test_size:,} test images"
+        raise SpecError(f"{size}; give at most that many, or leave {path[-1]} out for all of them", path)
+
+
 def resolved_defense(defense: Defense, request: TrainingRequest, dataset: Dataset) -> Defense:
     """Return `defense` with the fields its author left out set to the schedule's and the dataset's defaults."""
     if request.label_smoothing is not None and "label_smoothing" not in defense.model_fields_set:

@@ -79,6 +79,10 @@ class Dataset(Kind):
         """Return what to do when files are missing, as the second half of a sentence."""
         return f"{self.source}, or set DATA_DIR to a folder that has {next(iter(self.checksums))}"
 
+    def first(self, limit: int | None) -> int | None:
+        """Return `limit` where it shortens the test set, else None, so that all of it has one name."""
+        return limit if limit is not None and limit < self.test_size else None
+
     def canonical(self) -> dict[str, Any]:
         """Return the spec with the hash of its files, so that other files are another identity."""
         return {**super().canonical(), "sha256": self.sha256}

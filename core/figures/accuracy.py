@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from core.attacks.ifgsm import IFGSM
 from core.fields import Count, parse_pixels
-from core.figures.base import Figure, Part, Values, images_of, within
+from core.figures.base import Figure, Part, Values, images_of
 from core.ranges import Radii, RadiusAttack
 from core.statistics import wilson
 
@@ -41,7 +41,7 @@ class AccuracyFigure(Figure):
         usual = parse_pixels(dataset.epsilon)
         eps = sorted(set(self.eps)) if self.eps else [min(Fraction(1), usual * i / 6) for i in range(9)]
         attack = fill(self.attack).model_copy(update={"eps": usual})
-        return self.model_copy(update={"eps": eps, "attack": attack, "limit": within(self.limit, dataset)})
+        return self.model_copy(update={"eps": eps, "attack": attack, "limit": dataset.first(self.limit)})
 
     def part(self, train: Train, key: str, dataset: Dataset, execution: Execution) -> Stage:
         """Return the sweep over the radii."""

@@ -81,11 +81,6 @@ class Figure(Kind, ABC):
         return None
 
 
-def within(limit: int | None, dataset: Dataset) -> int | None:
-    """Return `limit`, or None where it does not shorten the test set."""
-    return limit if limit is not None and limit < dataset.test_size else None
-
-
 def images_of(payload: Mapping[str, Any]) -> str:
     """Return how to say which images a stage looked at."""
     return f"the first {payload['n']:,} test images of {payload['dataset']}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from core.attacks.ifgsm import IFGSM
 from core.defenses.e2sad import E2SAD
 from core.fields import Count, Flag
-from core.figures.base import Figure, Part, Values, within
+from core.figures.base import Figure, Part, Values
 from core.figures.surfaces import plane_of, surface_of, usual_reach, without_way
 from core.ranges import Points, RadiusAttack, Reach
 from core.surface_page import page
@@ -62,7 +62,7 @@ class PathFigure(Figure):
         return Surface(
             target=key, direction=self.direction, across="path", points=self.points,
             reach=self.reach or usual_reach(dataset), path=self.path or steps_on(train, dataset), clip=self.clip,
-            limit=within(self.limit, dataset), execution=execution,
+            limit=dataset.first(self.limit), execution=execution,
         )  # fmt: skip
 
     def cost(self, train: Train, images: int) -> float:

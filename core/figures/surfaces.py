@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from core.attacks.fgsm import FGSM
 from core.fields import Count, Flag, Seed, parse_pixels
-from core.figures.base import Figure, Part, Values, images_of, within
+from core.figures.base import Figure, Part, Values, images_of
 from core.ranges import Points, RadiusAttack, Reach
 from core.surface_page import page
 
@@ -44,7 +44,7 @@ class SurfacesFigure(Figure):
 
     def resolved(self, dataset: Dataset, fill: Callable[[Any], Any]) -> Self:
         """Return the figure with the dataset's reach, and its defaults of the attack."""
-        reach, limit = self.reach or usual_reach(dataset), within(self.limit, dataset)
+        reach, limit = self.reach or usual_reach(dataset), dataset.first(self.limit)
         return self.model_copy(update={"reach": reach, "direction": fill(self.direction), "limit": limit})
 
     def unfit(self) -> tuple[str, str] | None:

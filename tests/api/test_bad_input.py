@@ -105,6 +105,11 @@ TABLE: dict[str, tuple[Any, str, str, list[str] | None]] = {
                         sorted(PathFigure.model_fields)),
     "field of a path's direction": (drawn(kind="path", direction={"kind": "fgsm", "x": 1}), "figures.0.direction.x",
                                     "unknown field", sorted(FGSM.model_fields)),
+    # images
+    "more images than there are": ({**ONE, "dataset": "mnist-mini", "limit": 2001}, "limit",
+                                   "mnist-mini has 2,000 test images; give at most that many, or leave limit out", None),
+    "more images for a figure": ({**drawn(kind="surfaces", limit=2001), "dataset": "mnist-mini"}, "figures.0.limit",
+                                 "mnist-mini has 2,000 test images", None),
     # pixel distances
     "eps above 1": (defense(eps=1.5), "defense.eps", "must lie in [0, 1] (pixel units), got 1.5", None),
     "eps below 0": (defense(eps=-0.1), "defense.eps", "must lie in [0, 1]", None),
