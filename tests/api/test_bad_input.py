@@ -107,7 +107,7 @@ TABLE: dict[str, tuple[Any, str, str, list[str] | None]] = {
                                     "unknown field", sorted(FGSM.model_fields)),
     # images
     "more images than there are": ({**ONE, "dataset": "mnist-mini", "limit": 2001}, "limit",
-                                   "mnist-mini has 2,000 test images; give at most that many, or leave limit out", None),
+                                   "mnist-mini has 2,000 test images; give at most that many, or leave", None),
     "more images for a figure": ({**drawn(kind="surfaces", limit=2001), "dataset": "mnist-mini"}, "figures.0.limit",
                                  "mnist-mini has 2,000 test images", None),
     # pixel distances
