@@ -115,6 +115,8 @@ class JobEntry(Spec):
     """Its models that are in the file."""
     stages: list[Key]
     """Its finished stages, parents before children."""
+    planned: Annotated[int, Field(ge=1)] | None = None
+    """Stages that it had, finished or not; left out by versions that did not write it."""
 
 
 class Manifest(Spec):

@@ -323,7 +323,7 @@ def manifest(
             "kind": asked.kind, "name": asked.name, "suite": suite, "tags": asked.tags,
             "spec": understood(asked, planned).model_dump(mode="json", exclude_none=True),
             "pairing": planned.pairing, "dataset": planned.dataset, "device": planned.device, "models": models,
-            "stages": list(found),
+            "stages": list(found), "planned": len(planned.ordered),
         }
     )  # fmt: skip
     return Manifest(origin=origin, jobs=[job], stages=found)

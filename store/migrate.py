@@ -69,7 +69,8 @@ def require(database: Database) -> None:
     """
     found, expected = revision_of(database), head()
     if found != expected:
+        at = "has no tables" if found is None else f"is at revision {found}"
         raise WrongSchema(
-            f"the database is at revision {found}, this code needs {expected}: run `alembic upgrade head` "
+            f"the database {at}, this code needs revision {expected}: run `alembic upgrade head` "
             "(in docker compose: `docker compose run --rm migrate`)"
         )

@@ -1,7 +1,7 @@
 """Finished stages out of one service's SQL and artifact store, into a file, and from such a file into another's."""
 
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,8 @@ class Imported:
     """Artifacts put into the store."""
     jobs: list[int]
     """The jobs that stand for the file's."""
+    unfinished: dict[int, int]
+    """Job that stands for one of the file's -> stages of that one which the file lacks, if any."""
 
 
 def export(
@@ -75,25 +77,24 @@ def _manifest(session: Session, suite: str | None, job: int | None) -> Manifest:
     entries: list[JobEntry] = []
     found: dict[str, StageEntry] = {}
     for row in session.scalars(query).all():
-        finished = {stage.key: stage for stage in _finished(session, row.id)}
+        every = [stage for stage, _ in jobs.stages_of(session, row.id)]
+        finished = {stage.key: stage for stage in every if _is_carried(stage)}
         if not finished:
             continue
         found |= {key: _stage_entry(session, stage) for key, stage in finished.items() if key not in found}
-        entries.append(_job_entry(session, row, list(finished.values())))
+        entries.append(_job_entry(session, row, list(finished.values()), len(every)))
     return Manifest(origin=_origin(), jobs=entries, stages=found)
 
 
-def _finished(session: Session, job_id: int) -> Iterator[Stage]:
-    for stage, _ in jobs.stages_of(session, job_id):
-        if stage.state == StageState.SUCCEEDED and stage.kind in CARRIED:
-            yield stage
+def _is_carried(stage: Stage) -> bool:
+    return stage.state == StageState.SUCCEEDED and stage.kind in CARRIED
 
 
 def _origin() -> dict[str, Any]:
     return {"host": platform.node(), "gauntlet": version("gauntlet"), "written_by": "gauntlet export"}
 
 
-def _job_entry(session: Session, row: Job, finished: Sequence[Stage]) -> JobEntry:
+def _job_entry(session: Session, row: Job, finished: Sequence[Stage], planned: int) -> JobEntry:
     keys = {stage.key for stage in finished}
     return JobEntry.model_validate(
         {
@@ -105,7 +106,7 @@ def _job_entry(session: Session, row: Job, finished: Sequence[Stage]) -> JobEntr
                 for model in jobs.models_of(session, row.id)
                 if model["key"] in keys
             ],
-            "stages": [stage.key for stage in finished],
+            "stages": [stage.key for stage in finished], "planned": planned,
         }
     )  # fmt: skip
 
@@ -147,12 +148,14 @@ def import_file(database: Database, store: ArtifactStore, path: Path) -> Importe
         store.put(data)
     with database.write() as session:
         before = _known(session, list(found.specs))
-        made = [_import_job(session, found, job) for job in found.manifest.jobs]
+        made = {_import_job(session, found, job): job for job in found.manifest.jobs}
         for key in found.specs:
             if key in before:
                 _complete(session, found, key, before[key])
     new = len(found.specs) - len(before)
-    return Imported(new, len(before), len(found.artifacts), made)
+    lacks = {number: (job.planned or 0) - len(job.stages) for number, job in made.items()}
+    lacks = {number: lacking for number, lacking in lacks.items() if lacking > 0}
+    return Imported(new, len(before), len(found.artifacts), list(made), lacks)
 
 
 def _known(session: Session, keys: Sequence[str]) -> dict[str, Stage]:

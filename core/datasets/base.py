@@ -7,6 +7,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -52,6 +53,8 @@ class Dataset(Kind):
     """Path of each official file below `folder` -> its md5, which is what the publishers and torchvision print."""
     source: ClassVar[str]
     """How to get the files, as the imperative that follows "needs ..." in an error."""
+    instead: ClassVar[str] = ""
+    """What to take where they cannot be had."""
 
     network: ClassVar[str]
     epsilon: ClassVar[str]
@@ -77,7 +80,8 @@ class Dataset(Kind):
     @property
     def remedy(self) -> str:
         """Return what to do when files are missing, as the second half of a sentence."""
-        return f"{self.source}, or set DATA_DIR to a folder that has {next(iter(self.checksums))}"
+        instead = f", or {self.instead}" if self.instead else ""
+        return f"{self.source}, or set DATA_DIR to a folder that has {next(iter(self.checksums))}{instead}"
 
     def first(self, limit: int | None) -> int | None:
         """Return `limit` where it shortens the test set, else None, so that all of it has one name."""
@@ -120,12 +124,25 @@ class Dataset(Kind):
             DatasetMissing: a file is absent or not the published one, or the download failed.
         """
         if download and self.missing(data_dir):
-            try:
-                self.fetch(data_dir)
-            except (OSError, RuntimeError) as error:
-                raise DatasetMissing(f"{self.title} could not be downloaded ({error}): {self.remedy}") from error
+            self._download(data_dir)
         self.verify(data_dir)
         return self.read(data_dir)
+
+    def _download(self, data_dir: Path) -> None:
+        """Return once the files are there; where they cannot be had, no empty folder is left."""
+        missing = [self.folder(data_dir) / name for name in self.missing(data_dir)]
+        new = {folder for path in missing for folder in path.parents if not folder.exists()}
+        try:
+            self.fetch(data_dir)
+        except (OSError, RuntimeError) as error:
+            for folder in sorted(new, reverse=True):  # the innermost first
+                with suppress(OSError):
+                    folder.rmdir()
+            why = " ".join(str(error).split())
+            files = ", ".join(map(str, missing))
+            instead = f", or {self.instead}" if self.instead else ""
+            said = f"{self.title} could not be downloaded ({why}); put these there by hand: {files}{instead}"
+            raise DatasetMissing(said) from error
 
     def fetch(self, data_dir: Path) -> None:
         """Return once the official files were downloaded; sets without a download source do nothing."""

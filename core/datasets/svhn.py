@@ -23,7 +23,8 @@ class Svhn(Dataset):
         "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
         "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
     }
-    source = "run `gauntlet data svhn`, or take the dataset synth-digits, drawn digits that are not SVHN"
+    source = "run `gauntlet data svhn`"
+    instead = "take the dataset synth-digits, drawn digits that are not SVHN"
     network = "svhn_cnn"
     epsilon = "24/255"
     panel: ClassVar = attack_panel("24/255", iterations=(10, 20, 30), pgd_step="2/255")  # eps / 12

@@ -468,7 +468,8 @@ def test_an_artifact_that_cannot_be_read_hides_no_other(sqlite_url: str, store: 
     [
         ("backup nowhere/b.tar", "PORT=8000", "No such file or directory: 'nowhere/b.tar.partial'"),
         ("export nowhere/x.zip --job 1", "PORT=8000", "No such file or directory: 'nowhere/x.zip.partial'"),
-        ("restore nowhere.tar", "PORT=8000", "nowhere.tar is no backup, or is damaged"),
+        ("restore nowhere.tar", "PORT=8000", "there is no file nowhere.tar"),
+        ("import nowhere.zip", "PORT=8000", "there is no file nowhere.zip"),
         ("doctor", "PORT=abc", "PORT: Input should be a valid integer"),
         ("gc", "DATABASE_URL=nonsense", "DATABASE_URL: must be like postgresql"),
         ("gc", "DATABASE_URL=postgresql+nothing://host/name", "nothing"),
@@ -507,4 +508,18 @@ def test_the_commands_answer_and_exit(sqlite_url: str, tmp_path: Path) -> None:
     assert (again.returncode, "exists" in again.stderr) == (1, True)
     migrate.downgrade(sqlite_url, "base")
     behind = gauntlet("doctor")
-    assert (behind.returncode, "alembic upgrade head" in behind.stdout) == (1, True)
+    assert (behind.returncode, "alembic upgrade head" in behind.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "command", ["doctor", "gc", "backup b.tar", "restore b.tar", "export x.zip --job 1", "import x.zip"]
+)
+def test_where_no_service_is_none_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(admin, "settings", lambda: Settings(state_dir=tmp_path / "var"))
+    assert admin.main(command.split()) == 1
+    error = capsys.readouterr().err
+    assert f"there is no database at {tmp_path / 'var' / 'gauntlet.db'}; set STATE_DIR or DATABASE_URL" in error
+    assert list(tmp_path.iterdir()) == []

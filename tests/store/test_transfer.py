@@ -305,6 +305,21 @@ def test_the_command(sqlite_url: str, tmp_path: Path, file: Path):
     assert out.stdout.strip() == f"jobs: 1, stages: 9, artifacts: {distinct}"
 
 
+def test_a_file_of_an_unfinished_job_says_what_it_lacks(
+    database: Database, store: ArtifactStore, tmp_path: Path, file: Path
+):
+    found = bundle.read(file)
+    (job,) = found.manifest.jobs
+    assert job.planned == len(job.stages) == 9
+    kept = {key: entry for key, entry in found.manifest.stages.items() if entry.spec["kind"] != "evaluate"}
+    part = job.model_copy(update={"stages": list(kept)})
+    manifest = found.manifest.model_copy(update={"jobs": [part], "stages": kept})
+    bundle.write(tmp_path / "part.zip", manifest, found.artifacts.__getitem__, ["weights", "examples"])
+    done = import_file(database, store, tmp_path / "part.zip")
+    assert done.unfinished == {done.jobs[0]: 9 - len(kept)}
+    assert export(database, store, tmp_path / "again.zip", suite=None, job=done.jobs[0])["stages"] == len(kept)
+
+
 def test_jobs_of_several_files_stand_beside_each_other(database: Database, store: ArtifactStore, tmp_path: Path):
     """A second seed from another day: a job of its own, one matrix."""
     for seed in ("0", "1"):
