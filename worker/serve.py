@@ -253,6 +253,7 @@ def main() -> int:
     try:
         return _serve(settings(), options)
     except KeyboardInterrupt:
+        print("\nstopped; started again, it goes on where it was", flush=True)
         return 0
     except DBAPIError as error:
         print(f"gauntlet: the database cannot be used: {error.orig}", file=sys.stderr)

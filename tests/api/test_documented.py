@@ -12,6 +12,7 @@ from api.errors import ApiError
 from api.forms import MEDIA
 from api.paper import PaperCell, PaperMeasurement
 from client import cli
+from core.datasets import DATASETS
 from core.suites import suites
 from store.models import JOB_ENDED
 from tests.api.conftest import document
@@ -108,10 +109,12 @@ def parameters() -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(suites()))
 def test_every_suite_is_there_and_none_that_is_not(name: str):
-    table = TEXT.partition("| suite | what | twins |")[2].partition("\n\n")[0]
-    named = set(re.findall(r"`([a-z0-9-]+)`", table))
+    table = TEXT.partition("| suite | what | images | twins |")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`([a-z0-9-]+)`", table)) - set(DATASETS)
     assert name in named
     assert named <= set(suites())
+    row = re.search(rf"^\|[^|]*`{name}`.*\| `([a-z-]+)` \|", table, re.MULTILINE)
+    assert row is None or row[1] == suites()[name]["dataset"]
 
 
 def test_every_result_is_narrowed_by_job():

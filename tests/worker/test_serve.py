@@ -190,6 +190,7 @@ def test_settings(tmp_path: Path) -> None:
             assert "LEASE_SECONDS=15" not in environment  # `.env` decides
             service.send(signal.SIGINT)
             assert service.wait() == 0
+            assert service.log.endswith("\nstopped; started again, it goes on where it was\n")
             assert gone(service.family)
         finally:
             service.end()
