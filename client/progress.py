@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from client.api import ENDED
+
 SHOWN = 12
 """Digits of a stage's key that tables show; wherever a stage is named they do."""
 
@@ -32,8 +34,8 @@ def whole(job: dict[str, Any], state: str | None = None) -> Iterator[str]:
     yield ", ".join([f"job {job['id']}: {job['kind']} on {job['spec']['dataset']}", *what])
     yield line({**job, "stages": []}).rstrip()
     yield f"posted {_at(job['created_at'])}, started {_at(job['started_at'])}, ended {_at(job['finished_at'])}"
-    used, left = (_long(job["cost"][name]) for name in ("used_seconds", "remaining_seconds"))
-    yield f"device time {used} so far, about {left} left"
+    left = "" if job["state"] in ENDED else f", about {_long(job['cost']['remaining_seconds'])} to go"
+    yield f"device time {_long(job['cost']['used_seconds'])}{left}"
     for stage in job["stages"]:
         if state in (None, stage["state"]):
             yield f"{stage['key'][:SHOWN]}  {stage['state']:9}  {_running(stage)}{_why(stage)}"

@@ -69,7 +69,7 @@ def require(database: Database) -> None:
     """
     found, expected = revision_of(database), head()
     if found != expected:
-        at = "has no tables" if found is None else f"is at revision {found}"
+        at = "has no revision" if found is None else f"is at revision {found}"
         raise WrongSchema(
             f"the database {at}, this code needs revision {expected}: run `alembic upgrade head` "
             "(in docker compose: `docker compose run --rm migrate`)"

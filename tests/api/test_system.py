@@ -83,7 +83,9 @@ class TestHealth:
                 else "DELETE FROM alembic_version")  # fmt: skip
         with (
             pytest.raises(
-                RuntimeError, match=f"at revision {revision}, this code needs {migrate.head()}: run `alembic"
+                RuntimeError,
+                match=f"{f'is at revision {revision}' if revision else 'has no revision'}, this code needs revision "
+                f"{migrate.head()}: run `alembic",
             ),
             opened(database_url, tmp_path, data_dir),
         ):

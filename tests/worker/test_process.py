@@ -182,7 +182,12 @@ def fails_once(*arguments):
     raise ValueError("once")
 worker._enforce = fails_once
 """
-DRAINS = "threading.Timer(3, worker.drain).start()"
+DRAINS = """
+def is_drained(claim, watch):
+    threading.Timer(1, worker.drain).start()
+    time.sleep(60)
+worker._runner.run = is_drained
+"""
 CANNOT_RENEW = "worker._renew = lambda watch: time.sleep(60)"
 
 
