@@ -81,7 +81,7 @@ class StageEntry(Spec):
     """How long it held its device."""
 
 
-class ModelEntry(Spec):
+class CarriedModel(Spec):
     """A model of a job."""
 
     key: Key
@@ -111,7 +111,7 @@ class JobEntry(Spec):
     """What it ran on."""
     device: Literal["cpu", "cuda"]
     """Device class."""
-    models: list[ModelEntry]
+    models: list[CarriedModel]
     """Its models that are in the file."""
     stages: list[Key]
     """Its finished stages, parents before children."""

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from core.attacks.base import Attack
     from core.execution import Execution
 
-PORTION = {"cpu": 500, "cuda": 5000}
-"""Images attacked or looked at once, by device class, where memory allows."""
-
 
 def craft(
     attack: Attack,
@@ -54,7 +51,7 @@ def craft(
 
     positions = torch.arange(len(images), device=execution.device)
     with configured(execution):
-        return _in_portions(some, len(images), portion or Portion(PORTION[execution.device]))
+        return _in_portions(some, len(images), portion or Portion.of_images(execution.device))
 
 
 def predict(model: nn.Module, images: Tensor, execution: Execution, portion: Portion | None = None) -> Tensor:
@@ -69,7 +66,7 @@ def predict(model: nn.Module, images: Tensor, execution: Execution, portion: Por
         return model(unit_images(images[begin : begin + size], execution)).argmax(1).cpu()
 
     with configured(execution), torch.no_grad():
-        return _in_portions(some, len(images), portion or Portion(PORTION[execution.device]))
+        return _in_portions(some, len(images), portion or Portion.of_images(execution.device))
 
 
 def _in_portions(some: Callable[[int, int], Tensor], total: int, portion: Portion) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from core.errors import SpecError
-from core.figures.base import MAX_MODELS, Figure
+from core.figures.base import MAX_SHOWN, Figure
 from core.stages.draw import Draw
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def _chosen(figure: Figure, named: dict[str, Model], i: int) -> dict[str, Model]
             raise SpecError(said, path, list(named))
         if label in wanted[:position]:
             raise SpecError(f"{label!r} is named twice: leave one out", path)
-    if len(wanted) > MAX_MODELS:
-        raise SpecError(f"a figure shows at most {MAX_MODELS} models; name some", ("figures", i, "models"), list(named))
+    if len(wanted) > MAX_SHOWN:
+        raise SpecError(f"a figure shows at most {MAX_SHOWN} models; name some", ("figures", i, "models"), list(named))
     return {label: named[label] for label in wanted}
 
 

@@ -9,6 +9,8 @@ from typing import TypeVar
 from core.errors import OutOfMemory
 
 T = TypeVar("T")
+AT_ONCE = {"cpu": 500, "cuda": 5000}
+"""Images attacked or looked at at once, by device class, where memory allows."""
 
 
 def _unheard(line: str) -> None:
@@ -23,6 +25,11 @@ class Portion:
         self._asked = size
         self._tell = tell
         self._least = least
+
+    @classmethod
+    def of_images(cls, device: str, tell: Callable[[str], None] = _unheard) -> Portion:
+        """Return how many images a device of that class attacks or looks at at once."""
+        return cls(AT_ONCE[device], tell)
 
     @property
     def lowered(self) -> int | None:

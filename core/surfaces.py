@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from core.attacks.base import Attack
     from core.defenses.e2sad import E2SAD
     from core.execution import Execution
-PORTION = 500
-"""Images looked at together, where memory allows."""
 STILL = 1e-5
 """A pixel that an attack moved by less has not moved: steps forth and back leave rounding errors, not a direction."""
 
@@ -69,12 +67,11 @@ def grid(
     *,
     smoothing: float = 0.0,
     monitor: Monitor = UNWATCHED,
-    batch: int = PORTION,
     portion: Portion | None = None,
 ) -> Grid:
     """Return loss and accuracy over `plane`, and along the two steps of `steps` where they are asked for.
 
-    `portion` takes the place of `batch` for a caller who wants to know what memory allowed.
+    `portion` says how many images go through at once, and learns what memory allowed.
 
     Raises:
         OutOfMemory: the device cannot hold the passes of a single image.
@@ -106,7 +103,7 @@ def grid(
         return found, visited
 
     with configured(execution):
-        for found, visited in (portion or Portion(batch)).over(len(images), sums):
+        for found, visited in (portion or Portion.of_images(execution.device)).over(len(images), sums):
             points += found
             path += 0 if visited is None else visited
     loss, accuracy = (points / len(images)).tolist()

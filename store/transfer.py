@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from core import bundle
-from core.bundle import Bundle, BundleError, FileEntry, JobEntry, Manifest, ModelEntry, StageEntry
+from core.bundle import Bundle, BundleError, FileEntry, JobEntry, Manifest, CarriedModel, StageEntry
 from core.canonical import digest
 from core.stages.draw import MEDIA, VALUES
 from core.stages.train import CURVE
@@ -102,7 +102,7 @@ def _job_entry(session: Session, row: Job, finished: Sequence[Stage], planned: i
             "pairing": row.pairing, "dataset": finished[0].dataset,
             "device": finished[0].spec["execution"]["device"],
             "models": [
-                ModelEntry(key=model["key"], role=model["role"], label=model["label"])
+                CarriedModel(key=model["key"], role=model["role"], label=model["label"])
                 for model in jobs.models_of(session, row.id)
                 if model["key"] in keys
             ],

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from core.stages.base import Stage
     from core.stages.train import Train
 
-MAX_MODELS = 8
+MAX_SHOWN = 8
 """Models in one figure: as many as there are colours that everybody can tell apart."""
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
 Values = dict[str, Any]
@@ -49,7 +49,7 @@ class Figure(Kind, ABC):
     surface: ClassVar[bool] = False
     """Whether its values are loss surfaces."""
 
-    models: Annotated[list[Name], Field(min_length=1, max_length=MAX_MODELS)] | None = None
+    models: Annotated[list[Name], Field(min_length=1, max_length=MAX_SHOWN)] | None = None
     """Names of the job's models that it shows; left out, all."""
 
     def resolved(self, dataset: Dataset, fill: Callable[[Any], Any]) -> Self:

@@ -30,11 +30,11 @@ class Craft(Stage):
         import torch
         from safetensors.torch import save
 
-        from core.evaluation import PORTION, craft
+        from core.evaluation import craft
         from core.portions import Portion
 
         spec, model, images, labels = loaded(context, self.substitute, self.execution, self.limit)
-        portion = Portion(PORTION[self.execution.device], context.log)
+        portion = Portion.of_images(self.execution.device, context.log)
         adversarial = craft(
             self.attack, model, images, labels, self.execution,
             smoothing=spec.defense.label_smoothing, monitor=context.monitor, portion=portion,

@@ -28,12 +28,12 @@ class Evaluate(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Return n, n_correct, the predicted labels and the per-example correctness bits."""
-        from core.evaluation import PORTION, correct_bits, predict
+        from core.evaluation import correct_bits, predict
         from core.portions import Portion
 
         _, model, clean, labels = loaded(context, self.target, self.execution, self.limit)
         images = clean if self.examples is None else self._examples(context)
-        portion = Portion(PORTION[self.execution.device], context.log)
+        portion = Portion.of_images(self.execution.device, context.log)
         predictions = predict(model, images, self.execution, portion=portion)
         correct = predictions == labels
         payload = {"n": len(labels), "n_correct": int(correct.sum())}

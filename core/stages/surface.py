@@ -56,11 +56,11 @@ class Surface(Stage):
     def run(self, context: Context) -> Outcome:
         """Return mean loss and accuracy at every point, and along the path, as JSON."""
         from core.portions import Portion
-        from core.surfaces import PORTION, Plane, grid
+        from core.surfaces import Plane, grid
 
         spec, model, images, labels = loaded(context, self.target, self.execution, self.limit)
         plane = Plane(self.direction, self.ticks, self.across == "path", self.clip, self.seed)
-        portion = Portion(PORTION, context.log)
+        portion = Portion.of_images(self.execution.device, context.log)
         found = grid(
             model, images, labels, plane, self.path, self.execution,
             smoothing=spec.defense.label_smoothing, monitor=context.monitor, portion=portion,

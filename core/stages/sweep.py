@@ -27,10 +27,10 @@ class Sweep(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Return n, and the number classified correctly at every radius."""
-        from core.evaluation import PORTION, craft, predict
+        from core.evaluation import craft, predict
         from core.portions import Portion
 
-        portion = Portion(PORTION[self.execution.device], context.log)
+        portion = Portion.of_images(self.execution.device, context.log)
         spec, model, images, labels = loaded(context, self.target, self.execution, self.limit)
         counts: list[int] = []
         for eps in self.eps:

@@ -96,7 +96,7 @@ class Train(Stage):
         return Outcome(payload, artifacts, trained.seconds, micro_batch(trained.micro_batch))
 
 
-class Trained(NamedTuple):
+class Loaded(NamedTuple):
     """A finished training to look at: its spec, its model, and the test images and labels that belong to it."""
 
     spec: Train
@@ -105,7 +105,7 @@ class Trained(NamedTuple):
     labels: "Tensor"
 
 
-def loaded(context: Context, key: str, execution: Execution, limit: int | None = None) -> Trained:
+def loaded(context: Context, key: str, execution: Execution, limit: int | None = None) -> Loaded:
     """Return what the finished train stage `key` found, ready to be looked at as `execution` says.
 
     The images are the first `limit` of the test set, or all.
@@ -122,7 +122,7 @@ def loaded(context: Context, key: str, execution: Execution, limit: int | None =
     data = found.spec.data(context)
     weights = weights_from_bytes(context.artifact(found.artifact(WEIGHTS)))
     model = load_model(found.spec.network, weights, execution)
-    return Trained(found.spec, model, data.test_images[:limit], data.test_labels[:limit])
+    return Loaded(found.spec, model, data.test_images[:limit], data.test_labels[:limit])
 
 
 def _from_newest(context: Context, attempt: Any) -> Any:

@@ -35,7 +35,7 @@ class TestKnownPoints:
 
     def test_at_zero_it_is_the_clean_loss_and_accuracy(self):
         model, (images, labels) = tiny_model(), tiny_images(30)
-        found = grid(model, images, labels, plane(), None, EXACT, batch=7)
+        found = grid(model, images, labels, plane(), None, EXACT, portion=Portion(7))
         assert found.loss[0][0] == pytest.approx(mean_loss(model, images, labels), rel=1e-12)
         assert found.accuracy[0][0] == pytest.approx((model(images).argmax(1) == labels).double().mean().item())
 
@@ -44,7 +44,7 @@ class TestKnownPoints:
     def test_at_eps_along_fgsm_it_is_the_loss_under_fgsm(self, eps: float, clip: bool):
         model, (images, labels) = tiny_model(), tiny_images(30)
         attack = FGSM(eps=eps, clip=clip)
-        found = grid(model, images, labels, plane(attack, clip=clip), None, EXACT, batch=7)
+        found = grid(model, images, labels, plane(attack, clip=clip), None, EXACT, portion=Portion(7))
         expected = mean_loss(model, attack(model, images, labels), labels)
         assert found.loss[TICKS.index(eps)][0] == pytest.approx(expected, rel=1e-12)
 
@@ -57,7 +57,7 @@ class TestKnownPoints:
 
     def test_it_does_not_depend_on_the_batch(self):
         model, (images, labels) = tiny_model(), tiny_images(20)
-        one, many = (grid(model, images, labels, plane(), None, EXACT, batch=size) for size in (20, 3))
+        one, many = (grid(model, images, labels, plane(), None, EXACT, portion=Portion(size)) for size in (20, 3))
         assert torch.allclose(torch.tensor(one.loss), torch.tensor(many.loss), rtol=1e-12, atol=0)
         assert one.accuracy == many.accuracy
 
@@ -165,7 +165,7 @@ class TestPath:
         steps, attack = E2SAD(), IFGSM(eps=0.3, steps=3)
         ends = two_steps(steps, model, images, labels, torch.arange(12))
         found = grid(
-            model, images, labels, plane(attack, through_second=through_second), steps, EXACT, batch=5
+            model, images, labels, plane(attack, through_second=through_second), steps, EXACT, portion=Portion(5)
         ).path  # fmt: skip
         assert found[0]["t1"] == found[0]["t2"] == 0
         for place, visited in zip(found, (images, *ends), strict=True):
