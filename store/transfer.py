@@ -11,7 +11,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from core import bundle
-from core.bundle import Bundle, BundleError, FileEntry, JobEntry, Manifest, CarriedModel, StageEntry
+from core.bundle import Bundle, BundleError, CarriedModel, FileEntry, JobEntry, Manifest, StageEntry
 from core.canonical import digest
 from core.stages.draw import MEDIA, VALUES
 from core.stages.train import CURVE
