@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import servers
 from tests.disk import mounted
@@ -20,6 +21,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 os.environ.setdefault("OMP_NUM_THREADS", str(min(2, len(os.sched_getaffinity(0)))))
+
+# the cores may be shared; CI looks at the same examples every time, everybody else at new ones
+settings.register_profile(
+    "gauntlet", deadline=None, suppress_health_check=list(HealthCheck), derandomize="CI" in os.environ
+)
+settings.load_profile("gauntlet")
 
 BY_THE_CLOCK = ("worker", "storm", "docker", "api/test_events.py", "client/test_cli.py")
 """Tests of real processes whose leases last some seconds. A machine that stalls for longer breaks what they suppose,

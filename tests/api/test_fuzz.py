@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -98,7 +98,7 @@ def send(house: House, body: Any) -> Any:
 
 
 @given(body=damaged())
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150)
 def test_a_damaged_body_is_refused_whole_or_makes_a_whole_job(fuzz_house: House, body: dict[str, Any]):
     before = fuzz_house.rows()
     answer = send(fuzz_house, body)
@@ -134,7 +134,7 @@ def operations(fuzz_house: House) -> Any:
 @pytest.mark.parametrize(("method", "path"), [one for one in OPERATIONS if one != ENDLESS])
 def test_what_the_document_allows_is_answered_as_the_document_says(operations: Any, method: str, path: str):
     @given(case=operations[path][method.upper()].as_strategy())
-    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=15)
     def each(case: Any) -> None:
         case.call_and_validate(checks=CHECKS)
 

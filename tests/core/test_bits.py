@@ -1,12 +1,11 @@
 """Per-example bits: worst cases and discordant pairs, by hand and by their properties."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from core.bits import Bits, discordant, worst_case
 
-unhurried = settings(deadline=None)
 ROWS = st.integers(1, 40).flatmap(
     lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=4)
 )
@@ -24,7 +23,6 @@ def test_right_only_where_right_under_every_attack():
     assert discordant(Bits(4, 0b1110), ifgsm) == (1, 0)
 
 
-@unhurried
 @given(ROWS)
 def test_never_above_any_attack_and_blind_to_order(rows: list[list[bool]]):
     bits = [of(row) for row in rows]
@@ -33,7 +31,6 @@ def test_never_above_any_attack_and_blind_to_order(rows: list[list[bool]]):
     assert worst_case(*bits).n_right <= min(one.n_right for one in bits)
 
 
-@unhurried
 @given(ROWS)
 def test_discordant_pairs_are_the_difference_of_the_counts(rows: list[list[bool]]):
     first, second = of(rows[0]), of(rows[-1])

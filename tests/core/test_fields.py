@@ -62,7 +62,7 @@ accepted = st.one_of(
 
 
 @given(accepted)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_is_accepted_can_be_written_and_read_again(written: Any):
     try:
         value = pixels.validate_python(written)
@@ -73,7 +73,7 @@ def test_whatever_is_accepted_can_be_written_and_read_again(written: Any):
 
 
 @given(st.one_of(st.text(max_size=90), st.integers(), st.floats(), st.from_regex(r"[0-9eE+./-]{1,12}", fullmatch=True)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_anything_else_is_a_validation_error_and_takes_no_time(written: Any):
     with contextlib.suppress(ValidationError):
         assert 0 <= pixels.validate_python(written) <= 1

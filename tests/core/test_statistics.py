@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
@@ -14,7 +14,6 @@ from statsmodels.stats.weightstats import DescrStatsW
 from core.statistics import accuracy_interval, mcnemar_exact, t_quantile, wilson
 
 CONFIDENCES = (0.5, 0.9, 0.95, 0.99, 0.999)
-unhurried = settings(deadline=None)  # the cores may be shared
 
 
 @st.composite
@@ -41,20 +40,17 @@ class TestWilson:
         expected = proportion_confint(successes, n, 1 - confidence, method="wilson")
         assert wilson(successes, n, confidence) == pytest.approx(expected, abs=1e-12)
 
-    @unhurried
     @given(counts(), st.sampled_from(CONFIDENCES))
     def test_lies_in_the_unit_interval_and_holds_the_share(self, count: tuple[int, int], confidence: float):
         low, high = wilson(*count, confidence)
         assert 0 <= low <= count[0] / count[1] <= high <= 1
         assert low < high
 
-    @unhurried
     @given(counts(), st.sampled_from(CONFIDENCES))
     def test_failures_mirror_successes(self, count: tuple[int, int], confidence: float):
         low, high = wilson(*count, confidence)
         assert wilson(count[1] - count[0], count[1], confidence) == pytest.approx((1 - high, 1 - low), abs=1e-12)
 
-    @unhurried
     @given(counts())
     def test_more_confidence_and_fewer_examples_are_wider(self, count: tuple[int, int]):
         def width(scale: int, confidence: float) -> float:
@@ -102,7 +98,6 @@ class TestAccuracyInterval:
         assert t_quantile(1, 0.5) == pytest.approx(1, rel=1e-14)
         assert t_quantile(2, 0.5) == pytest.approx(math.sqrt(2 / 3), rel=1e-14)
 
-    @unhurried
     @given(st.lists(st.floats(0, 1), min_size=2, max_size=12))
     def test_of_any_number_of_images_it_is_scipys_t_interval(self, values: list[float]):
         error = np.std(values, ddof=1) / math.sqrt(len(values))
@@ -114,13 +109,11 @@ class TestAccuracyInterval:
         expected = np.clip(DescrStatsW(values).tconfint_mean(0.05), 0, 1)
         assert interval(values) == pytest.approx(tuple(expected), abs=1e-6)
 
-    @unhurried
     @given(counts(), st.integers(1, 9))
     def test_equal_seeds_say_what_one_of_them_says(self, count: tuple[int, int], seeds: int):
         share = count[0] / count[1]
         assert interval([share] * seeds, count[1]) == pytest.approx(wilson(*count), abs=1e-6)
 
-    @unhurried
     @given(st.lists(st.floats(0, 1), min_size=1, max_size=12), st.integers(1, 1000))
     def test_it_lies_in_the_unit_interval_and_holds_the_mean(self, values: list[float], images: int):
         low, high = interval(values, images)
@@ -181,7 +174,6 @@ class TestMcNemar:
         expected = mcnemar([[5, b], [c, 9]], exact=True).pvalue
         assert mcnemar_exact(b, c) == pytest.approx(expected, rel=1e-9)
 
-    @unhurried
     @given(st.integers(0, 400), st.integers(0, 400))
     def test_against_scipy_and_symmetric(self, b: int, c: int):
         expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0

@@ -7,7 +7,7 @@ and one worker alone must bring every job to its end.
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -325,9 +325,7 @@ def test_every_order_of_things_keeps_the_invariants(unchecked: Database):
         settings=settings(
             max_examples=30 if unchecked.is_sqlite else 15,
             stateful_step_count=30,
-            deadline=None,
             database=None,
             phases=[Phase.generate],  # shrinking would take minutes; the steps are printed
-            suppress_health_check=list(HealthCheck),
         ),
     )
