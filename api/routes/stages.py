@@ -30,6 +30,7 @@ router = APIRouter(tags=["stages"], responses=RESPONSES)
 
 AS_A_STRANGER = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox allow-scripts"}
 """What is stored may have been imported: a page or picture of it may run scripts, but as nobody to the service."""
+KEY_DIGITS = 64
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="64 hexadecimal digits.")]
 StageKey = Annotated[
     str,
@@ -38,12 +39,14 @@ StageKey = Annotated[
 
 
 def _whole(session: Session, digits: str) -> str:
-    """Return the key that begins with the digits.
+    """Return the key that begins with the digits; one in full is taken as it is.
 
     Raises:
         NotFound: none does.
         SpecError: several do.
     """
+    if len(digits) == KEY_DIGITS:
+        return digits
     found = stages.keys_beginning(session, digits, 2)
     if not found:
         raise NotFound(f"there is no stage {digits}")

@@ -13,7 +13,7 @@ from core.canonical import digest
 from core.suites import suites
 from store import idempotency, stages, workers
 from store.database import Database, db_now
-from store.models import IdempotencyKey, Job
+from store.models import IdempotencyKey, Job, Stage
 from tests import factories
 from tests.api.conftest import document
 from tests.api.house import E2SAD, LITTLE, House
@@ -383,6 +383,20 @@ class TestCancel:
         again = small_house.client.post(f"/jobs/{job['id']}/retry").json()
         assert again["execution"] == job["execution"]
         assert [stage["key"] for stage in again["stages"]] == [stage["key"] for stage in job["stages"]]
+
+    def test_the_first_digits_of_its_key_name_a_stage_where_no_other_has_them(self, house: House):
+        first, second, *_ = [stage["key"] for stage in house.post(LITTLE)["stages"]]
+        twin = first[:20] + second[20:]
+        with house.service.database.write() as session:
+            session.execute(update(Stage).where(Stage.key == second).values(key=twin))
+        for path in (f"/stages/{first[:8]}", f"/stages/{first[:20]}/log"):
+            answer = house.client.get(path)
+            assert answer.status_code == 422
+            assert answer.json()["error"]["fields"][0]["path"] == "key"
+            assert "the keys of several stages begin with" in answer.json()["error"]["message"]
+        assert house.get(f"/stages/{twin[:21]}")["key"] == house.get(f"/stages/{twin}")["key"] == twin
+        assert house.get(f"/stages/{first[:21]}")["key"] == first
+        assert house.client.get("/stages/00000000").status_code == 404
 
     def test_a_failed_stage_says_why(self, house: House):
         job = house.post({**LITTLE, "kind": "benchmark"})
