@@ -88,7 +88,7 @@ class CostTable(Reply):
     """Cheapest first, by counted passes."""
     claim: str
     """The paper's claim as measured here: natural : FGSM : e2SAD : IFGSM, as far as the run has them; empty where one
-    name stands for several schedules, as of two suites."""
+    name stands for several models, as of two suites."""
     others: list[RunReply]
     """Other runs with timed trainings; narrow with suite=, job= or device=."""
     note: str
@@ -154,8 +154,8 @@ def _row(recipe: str, trainings: Sequence[Training]) -> CostRow:
 
 COLUMNS = (
     "label", "kind", "recipe", "iterations", "forward", "input_backward", "full_backward", "units", "counted_ratio",
-    "measured_ratio", "seconds_per_example", "seed", "seconds", "key", "device", "device_name", "torch", "dataset",
-    "batch_size",
+    "measured_ratio", "seconds_per_example", "seed", "seconds", "key", "device", "device_name", "host", "torch",
+    "dataset", "batch_size",
 )  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def to_csv(table: CostTable) -> str:
     return text.getvalue()
 
 
-SEVERAL = "one name stands for several schedules here; narrow with suite= or job= to one"
+SEVERAL = "one name stands for several models here; narrow by suite or job"
 HEAD = ("", "iterations", "passes", "counted", "measured", "µs per example", "seeds")
 
 
@@ -194,8 +194,9 @@ def _remarks(table: CostTable) -> list[str]:
     run = table.run
     if run is None:
         return ["no finished training recorded its time"]
-    where = f"{run.device_name or run.device}, torch {run.torch}, {run.dataset}, {run.network.get('kind')} network, "
-    others = f"{len(table.others)} other runs have times; narrow with suite=, job= or device="
+    software = f", torch {run.torch}" if run.torch else ""
+    where = f"{run.device_name or run.device}{software}, {run.dataset}, {run.network.get('kind')} network, "
+    others = f"other runs with times: {len(table.others)}; narrow by suite, job or device"
     return [
         f"Cost of training per example and iteration, in forward passes and measured: {where}batches of "
         f"{run.batch_size}; counted and measured are ratios to natural training",

@@ -43,8 +43,7 @@ def inert(text: str) -> str:
 
 def to_markdown(matrix: MatrixReply) -> str:
     """Return the table in per cent with half-widths of the 95 % interval, and what a reader has to know."""
-    said = [line.replace("*", "\\*") for line in remarks(matrix)]
-    return markdown_table(_head(matrix), _lines(matrix), [_caption(matrix), *said])
+    return markdown_table(_head(matrix), _lines(matrix), [_caption(matrix), *remarks(matrix)])
 
 
 def to_latex(matrix: MatrixReply) -> str:
@@ -66,22 +65,31 @@ def _lines(matrix: MatrixReply) -> list[list[str]]:
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     """Return a table, the first of the notes below it, and the others as a list."""
-    said = [f"- {line}" for line in notes[1:]]
+    said = [f"- {_md(line)}" for line in notes[1:]]
     return "\n".join([*_ruled(head, body), "", notes[0], *([""] if said else []), *said, ""])
 
 
 def _ruled(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---", *("---:" for _ in head[1:])], *body]
-    return ["| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines]
+    lines = [map(_md, head), ["---", *("---:" for _ in head[1:])], *([_md(label), *cells] for label, *cells in body)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _md(text: str) -> str:
+    return "".join(f"\\{character}" if character in "\\*<|" else character for character in text)
 
 
 def latex_table(head: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     """Return a tabular environment (booktabs) below the notes as comments."""
-    return "\n".join([*(f"% {line}" for line in notes), *_tabular(head, body), ""])
+    return "\n".join([*map(_comment, notes), *_tabular(head, body), ""])
+
+
+def _comment(line: str) -> str:
+    return "% " + " ".join(line.split())
 
 
 def _tabular(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     top, *lines = [" & ".join(map(_tex, line)) + r" \\" for line in (head, *body)]
+    lines = ["{}" + line if line.startswith(("[", "*")) else line for line in lines]  # else options of the \\ before
     begin = rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
     return [begin, r"\toprule", top, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}"]
 
@@ -130,6 +138,7 @@ def _caption(matrix: MatrixReply) -> str:
 
 _SPECIAL = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$",
+    "|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}",
 }  # fmt: skip
 
 
@@ -195,7 +204,7 @@ def whose(table: PaperReply) -> str:
 
 def paper_latex(table: PaperReply) -> str:
     """Return a tabular environment (booktabs) per loss, with what its protocol leaves out as comments."""
-    lines = [f"% {line}" for line in (_paper_caption(table), *paper_notes(table))]
+    lines = [_comment(line) for line in (_paper_caption(table), *paper_notes(table))]
     for loss in losses_run(table):
         lines += [f"% loss: {loss}", *_tabular(["", *table.columns], _paper_rows(table, loss))]
     return "\n".join([*lines, ""])
@@ -237,7 +246,8 @@ def paper_notes(table: PaperReply) -> list[str]:
     """Return what a reader has to know: reductions, where cells were computed, what is missing, cautions."""
     protocol = [f"Not the paper's protocol: {line}" for line in table.reductions] or ["The paper's protocol."]
     seeds = sorted({seed.seed for ours in _measurements(table) for seed in ours.seeds})
-    missing = Counter(ours.command for ours in _measurements(table) if ours.command)
+    # nothing that is run later adds a cell to one job's table
+    missing = Counter(ours.command for ours in _measurements(table) if ours.command and table.job is None)
     note = table.scope.note
     return [
         *protocol,

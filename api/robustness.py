@@ -228,8 +228,8 @@ def to_text(table: RobustnessReply) -> str:
 
 
 def to_latex(table: RobustnessReply) -> str:
-    """Return the accuracies in per cent as a tabular environment."""
-    return exports.to_latex(as_matrix(table))
+    """Return the accuracies in per cent as a tabular environment, and below it the pairs as comments."""
+    return exports.to_latex(as_matrix(table)) + "".join(f"% {pair}\n" for pair in _pairs(table))
 
 
 WRITERS: Mapping[str, Callable[[RobustnessReply], str]] = {

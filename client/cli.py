@@ -46,6 +46,9 @@ ROBUSTNESS = (*SCOPE, "reference")
 COST = ("job", "suite", "device")
 FIGURES = ("job", "suite", "dataset", "model")
 FORMS = ("table", "json", "csv", "markdown", "latex")
+STATES = ("blocked", "ready", "running", "succeeded", "failed", "cancelled")
+CUT_OFF = 141
+"""Exit status where nobody reads the output any more, as a shell gives it to a program that SIGPIPE ended."""
 AddCommand = Callable[..., argparse.ArgumentParser]
 PLAIN_SECONDS = 5.0
 """How often progress is printed where the output is no terminal."""
@@ -61,10 +64,12 @@ def main(argv: list[str] | None = None) -> int:
     _require_here(parser, given)
     options = parser.parse_args(given)
     try:
-        return _answered(options)
+        status = _answered(options)
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:  # `gauntlet show 1 | head`: what is left would be written when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return CUT_OFF
     except KeyboardInterrupt:
         return 130
 
@@ -77,8 +82,9 @@ def _answered(options: argparse.Namespace) -> int:
     except ApiRefused as refusal:
         said = str(refusal)
         for field in refusal.fields:
-            if field.get("allowed") and ", ".join(field["allowed"]) not in said:
-                said += f"\n  {field['path']}: allowed: {', '.join(field['allowed'])}"
+            allowed = f"allowed: {', '.join(field['allowed'] or [])}"
+            if field["allowed"] and allowed not in str(refusal):
+                said += f"\n  {field['path']}: {allowed}"
     except (httpx.ReadTimeout, httpx.WriteTimeout):
         said = f"{url} has not answered for {TIMEOUT:.0f} s; `gauntlet jobs` shows what was made once it does"
     except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -128,7 +134,7 @@ def _add_job_commands(add: AddCommand) -> None:
 
     show = add("show", help="print a job: its stages, what they wait for, its cautions")
     show.add_argument("job", type=int)
-    show.add_argument("--state", help="only stages in this state")
+    show.add_argument("--state", choices=STATES, help="only stages in this state")
     show.set_defaults(run=_show)
 
     cancel = add("cancel", help="stop a job")

@@ -8,7 +8,7 @@ from typing import Any
 from client.api import ENDED
 
 SHOWN = 12
-"""Digits of a stage's key that tables show; wherever a stage is named they do."""
+"""Digits of a stage's key that are printed: enough to name it to `gauntlet log` and `GET /stages/{key}`."""
 
 
 def line(job: dict[str, Any]) -> str:
@@ -31,7 +31,8 @@ def _running(stage: dict[str, Any]) -> str:
 def whole(job: dict[str, Any], state: str | None = None) -> Iterator[str]:
     """Yield the lines of a job: what it is, its stages, those in `state` only where that is given, its cautions."""
     what = dict.fromkeys(name for name in (job["suite"], job["name"]) if name)
-    yield ", ".join([f"job {job['id']}: {job['kind']} on {job['spec']['dataset']}", *what])
+    dataset = job["spec"].get("dataset")  # models that exist have their own
+    yield ", ".join([f"job {job['id']}: {job['kind']}" + (f" on {dataset}" if dataset else ""), *what])
     yield line({**job, "stages": []}).rstrip()
     yield f"posted {_at(job['created_at'])}, started {_at(job['started_at'])}, ended {_at(job['finished_at'])}"
     left = "" if job["state"] in ENDED else f", about {_long(job['cost']['remaining_seconds'])} to go"
@@ -46,11 +47,12 @@ def plan(found: dict[str, Any]) -> str:
     """Return what a job would take."""
     kinds = Counter(stage["kind"] for stage in found["stages"])
     cost = found["cost"]
+    images = f", {found['images']} test images" if found["images"] else ""
     rate = "measured" if cost["rate_measured"] else "assumed, none has been measured"
     lines = [
-        f"{found['kind']} on {found['dataset']}, {found['device']}, {found['images']} test images: "
+        f"{found['kind']} on {found['dataset']}, {found['device']}{images}: "
         f"{len(found['stages'])} stages ({', '.join(f'{number} {kind}' for kind, number in kinds.items())})",
-        f"{found['done']} have succeeded before, {found['new']} are new",
+        f"{found['done']} have succeeded before, {found['new']} have to run",
         f"about {_long(cost['remaining_seconds'])} of device time at {cost['rate']:.2g} floating-point operations per "
         f"second ({rate}); {cost['flop']:.2g} in all",
     ]
@@ -65,7 +67,7 @@ def nobody(job: dict[str, Any]) -> list[str]:
 
 def _why(stage: dict[str, Any]) -> str:
     said = stage["reason"] or stage["waits_for"]
-    return f": {said}" if said else ""
+    return f": {' '.join(said.split())}" if said else ""
 
 
 def _at(seconds: float | None) -> str:

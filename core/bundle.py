@@ -116,7 +116,7 @@ class JobEntry(Spec):
     stages: list[Key]
     """Its finished stages, parents before children."""
     planned: Annotated[int, Field(ge=1)] | None = None
-    """Stages that it had, finished or not; left out by versions that did not write it."""
+    """Stages that it had, finished or not; null where that is not known."""
 
 
 class Manifest(Spec):

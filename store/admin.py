@@ -117,8 +117,9 @@ def _answered(options: argparse.Namespace, chosen: Settings) -> int:
 
 def _require_files(options: argparse.Namespace, chosen: Settings) -> None:
     """Return where what is to be read is there: nobody who looks makes an empty database."""
-    path = make_url(chosen.sql_url).database
-    if chosen.sql_url.startswith("sqlite") and path and path != ":memory:" and not Path(path).is_file():
+    path = make_url(chosen.sql_url).database or ""
+    named = chosen.sql_url.startswith("sqlite") and not path.startswith((":memory:", "file:"))
+    if named and not Path(path).is_file():
         said = f"there is no database at {path}; set STATE_DIR or DATABASE_URL to the service's, or make one"
         raise GauntletError(f"{said}: `alembic upgrade head`, or `make serve`")
     if options.command in ("restore", "import") and not options.file.is_file():

@@ -82,7 +82,8 @@ def _manifest(session: Session, suite: str | None, job: int | None) -> Manifest:
         if not finished:
             continue
         found |= {key: _stage_entry(session, stage) for key, stage in finished.items() if key not in found}
-        entries.append(_job_entry(session, row, list(finished.values()), len(every)))
+        whole = None if IMPORTED in row.tags else len(every)  # a job that was imported had more, maybe
+        entries.append(_job_entry(session, row, list(finished.values()), whole))
     return Manifest(origin=_origin(), jobs=entries, stages=found)
 
 
@@ -94,7 +95,7 @@ def _origin() -> dict[str, Any]:
     return {"host": platform.node(), "gauntlet": version("gauntlet"), "written_by": "gauntlet export"}
 
 
-def _job_entry(session: Session, row: Job, finished: Sequence[Stage], planned: int) -> JobEntry:
+def _job_entry(session: Session, row: Job, finished: Sequence[Stage], planned: int | None) -> JobEntry:
     keys = {stage.key for stage in finished}
     return JobEntry.model_validate(
         {
@@ -203,7 +204,8 @@ def _artifacts(session: Session, stage_id: int) -> dict[str, str]:
 
 def _import_job(session: Session, found: Bundle, job: JobEntry) -> int:
     """Return the job that stands for the file's, made of its finished stages and ended with them."""
-    named = f"import:{digest([found.sha256, job.model_dump(mode='json')])}"
+    said = job.model_dump(mode="json", exclude={"planned"})  # which came later: the name has to stay what it was
+    named = f"import:{digest([found.sha256, said])}"
     before = idempotency.known(session, named)
     if before is not None and before.job_id is not None:
         return before.job_id

@@ -33,10 +33,10 @@ BY_THE_CLOCK = ("worker", "storm", "docker", "api/test_events.py", "client/test_
 so each has a second try, which is reported, and which must succeed."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     folder = Path(__file__).parent
     for item in items:
-        if any(item.path.is_relative_to(folder / name) for name in BY_THE_CLOCK):
+        if not config.option.usepdb and any(item.path.is_relative_to(folder / name) for name in BY_THE_CLOCK):
             item.add_marker(pytest.mark.flaky(reruns=1))
 
 

@@ -130,18 +130,19 @@ class Dataset(Kind):
 
     def _download(self, data_dir: Path) -> None:
         """Return once the files are there; where they cannot be had, no empty folder is left."""
-        missing = [self.folder(data_dir) / name for name in self.missing(data_dir)]
-        new = {folder for path in missing for folder in path.parents if not folder.exists()}
+        new: set[Path] = set()
         try:
+            paths = [self.folder(data_dir) / name for name in self.missing(data_dir)]
+            new = {folder for path in paths for folder in path.parents if not folder.exists()}
             self.fetch(data_dir)
         except (OSError, RuntimeError) as error:
             for folder in sorted(new, reverse=True):  # the innermost first
                 with suppress(OSError):
                     folder.rmdir()
             why = " ".join(str(error).split())
-            files = ", ".join(map(str, missing))
+            files = ", ".join(self.missing(data_dir))
             instead = f", or {self.instead}" if self.instead else ""
-            said = f"{self.title} could not be downloaded ({why}); put these there by hand: {files}{instead}"
+            said = f"{self.title} could not be downloaded ({why}); put into {self.folder(data_dir)}: {files}{instead}"
             raise DatasetMissing(said) from error
 
     def fetch(self, data_dir: Path) -> None:

@@ -83,7 +83,7 @@ class TestCost:
         assert "| natural H | 3 | 3 | 1.00 | 1.00 |" in form("markdown")
         assert r"natural H & 3 & 3 & 1.00 & 1.00 &" in form("latex")
 
-    def test_no_claim_where_one_name_has_two_schedules(self, small_house: House, file: Path):
+    def test_no_claim_where_one_name_stands_for_two_models(self, small_house: House, file: Path):
         import_file(small_house.service.database, small_house.service.store, file)
         with small_house.service.database.write() as session:
             stage = next(iter(session.scalars(select(Stage).where(Stage.kind == "train", Stage.seed == 1))))
@@ -91,7 +91,7 @@ class TestCost:
         table = small_house.get("/results/cost")
         assert sorted(row["iterations"] for row in table["rows"] if row["kind"] == "natural") == [3, 4]
         assert table["claim"] == ""
-        assert "one name stands for several schedules" in small_house.client.get(
+        assert "one name stands for several models" in small_house.client.get(
             "/results/cost", params={"format": "text"}
         ).text  # fmt: skip
 

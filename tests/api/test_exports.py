@@ -54,6 +54,18 @@ def test_text_is_aligned_marks_what_is_white_box_and_says_the_rest():
     ]
 
 
+def test_labels_that_would_be_markup_are_text():
+    rows = [AxisReply(key="n", label="[a] *b* <i>|"), AxisReply(key="i", label="*")]
+    odd = MATRIX.model_copy(update={"rows": rows, "cautions": ["two\nlines of *one*"]})
+    text = to_markdown(odd)
+    assert r"| [a] \*b\* \<i>\| | 60.00 ± 10.00* |" in text
+    assert "\n- two lines of \\*one\\*\n" in text
+    text = to_latex(odd)
+    assert r"{}[a] *b* \textless{}i\textgreater{}\textbar{} & 60.00 $\pm$ 10.00* &" in text
+    assert "\n{}* & 0.00" in text
+    assert "% two lines of *one*\n" in text
+
+
 def test_a_white_box_table_needs_no_star():
     whitebox = MATRIX.model_copy(update={"matrix": "whitebox"})
     for form, write in WRITERS.items():
@@ -64,7 +76,9 @@ def test_markdown_says_it_below_the_table():
     text = to_markdown(MATRIX)
     assert "| Natural H | 60.00 ± 10.00* | 100.00 ± 1.00 |" in text
     assert "| IFGSM-10 H | 0.00 ± 1.00 (1) | -- (2) |" in text
-    assert text.splitlines()[-6:] == [f"- {line}" for line in (r"\* white-box: the substitute is the target", *SAID)]
+    assert text.splitlines()[-6:] == [
+        "- " + line.replace("|", r"\|") for line in (r"\* white-box: the substitute is the target", *SAID)
+    ]
 
 
 def test_latex_says_it_in_comments_of_one_line_each():

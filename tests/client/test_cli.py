@@ -2,15 +2,18 @@
 
 import io
 import json
+import os
 import re
 import socket
 import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import count
 from pathlib import Path
 from threading import Thread, Timer
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -29,6 +32,8 @@ JOB: dict[str, Any] = {
     "attacks": [{"kind": "fgsm"}], "substitutes": ["natural H", {"kind": "fgsm_adv"}],
     "transfer": [{"kind": "fgsm"}],
 }  # fmt: skip
+SEEDS = count(1000)
+"""A seed for every job that has to be new, on a second try too."""
 
 
 class Command:
@@ -118,7 +123,7 @@ class TestSubmit:
         status, output, _ = gauntlet("submit", spec, "--dry-run")
         assert status == 0
         assert output.startswith("benchmark on mnist-mini, cpu, 100 test images: 9 stages (2 train, ")
-        assert "0 have succeeded before, 9 are new\n" in output
+        assert "0 have succeeded before, 9 have to run\n" in output
         assert output.endswith("nothing was stored\n")
         assert json.loads(gauntlet("submit", spec, "--dry-run", "--json")[1])["new"] == 9
         assert gauntlet("submit", spec, "--json")[0] == 2
@@ -203,15 +208,18 @@ class TestLooking:
         assert output.splitlines()[1].startswith("it waits: no live worker serves the queue gpu")
 
     def test_an_output_that_is_read_no_further(self, gauntlet: Command, served: Served):
-        gauntlet("submit", gauntlet.file({**JOB, "seeds": [35]}))
-        command = f"{sys.executable} -m client.cli --url {served.url} show 1 | head -1; echo ${{PIPESTATUS[0]}}"
-        ended = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert (ended.stderr, ended.stdout.splitlines()[-1]) == ("", "0")
+        gauntlet("submit", gauntlet.file({**JOB, "seeds": [next(SEEDS)]}))
+        command = f"{sys.executable} -m client.cli --url {served.url} show 1 | true; echo ${{PIPESTATUS[0]}}"
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        ended = subprocess.run(
+            ["bash", "-c", command], cwd=ROOT, env=buffered, capture_output=True, text=True, check=True
+        )
+        assert (ended.stderr, ended.stdout) == ("", "141\n")
 
     def test_a_line_of_a_terminal_does_not_wrap(
         self, gauntlet: Command, served: Served, monkeypatch: pytest.MonkeyPatch
     ):
-        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [8]}))[1])
+        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [next(SEEDS)]}))[1])
         monkeypatch.setenv("COLUMNS", "30")
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         shown = Client.watch
@@ -230,14 +238,14 @@ class TestLooking:
         assert output.splitlines()[0].endswith(" %  c")
 
     def test_cancel(self, gauntlet: Command):
-        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [31]}))[1])
+        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [next(SEEDS)]}))[1])
         assert gauntlet("cancel", number) == (0, "cancelled\n", "")
         assert f"{number}  cancelled    0.0 %" in gauntlet("jobs")[1], "none of it was done"
         status, _, errors = gauntlet("cancel", "999999")
         assert (status, errors) == (1, "gauntlet: 404: there is no job 999999\n")
 
     def test_retry_makes_a_new_job(self, gauntlet: Command, served: Served):
-        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [32]}))[1])
+        number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [next(SEEDS)]}))[1])
         status, _, errors = gauntlet("retry", number)
         assert (status, "only a failed or cancelled job" in errors) == (1, True)
         gauntlet("cancel", number)
@@ -250,7 +258,7 @@ class TestLooking:
         assert (status, "succeeded 100.0 %  9/9 stages" in output) == (0, True)
 
     def test_the_log_of_a_stage(self, gauntlet: Command, served: Served):
-        gauntlet("submit", gauntlet.file({**JOB, "seeds": [33], "priority": 100}))
+        gauntlet("submit", gauntlet.file({**JOB, "seeds": [next(SEEDS)], "priority": 100}))
         claim = factories.claim(served.database)
         with served.database.write() as session:
             stages.write_log(session, claim.stage_id, claim.fence, [(1.7e9 + n, f"line {n}") for n in range(3)])
@@ -264,7 +272,7 @@ class TestLooking:
         assert gauntlet("log", claim.key[:7])[0] == 1
 
     def test_models_and_workers(self, gauntlet: Command, served: Served):
-        gauntlet("submit", gauntlet.file({**JOB, "seeds": [34]}))
+        gauntlet("submit", gauntlet.file({**JOB, "seeds": [next(SEEDS)]}))
         factories.finish(served.database, lambda _: 60)
         status, output, _ = gauntlet("models", "--dataset", "mnist-mini", "--limit", "2")
         assert (status, len(output.splitlines())) == (0, 2)
@@ -273,7 +281,7 @@ class TestLooking:
         assert f"{listed['label']}, seed {listed['seed']}" in output
         with served.database.write() as session:
             row = {"host": "h", "pid": 7, "device": "cpu", "device_name": "", "queues": ["cpu"], "versions": {}}
-            workers.register(session, {"incarnation": "w", **row})
+            workers.register(session, {"incarnation": uuid4().hex, **row})
         status, output, _ = gauntlet("workers")
         assert (status, output.split()[:4], output.split()[-1]) == (0, ["h:7", "cpu", "cpu", "alive"], "idle")
 
@@ -398,17 +406,19 @@ class TestClient:
 
     def test_it_pages_filters_and_repeats_safely(self, served: Served):
         client = Client(served.url)
-        first = client.post_job({**JOB, "tags": ["paged"]}, key="one")
-        assert client.post_job({**JOB, "tags": ["paged"]}, key="one")["id"] == first["id"]
-        others = [client.post_job({**JOB, "tags": ["paged"]})["id"] for _ in range(2)]
-        assert [job["id"] for job in client.jobs(tag="paged", limit=1)] == [*others[::-1], first["id"]]
+        key, tag = uuid4().hex, uuid4().hex
+        first = client.post_job({**JOB, "tags": [tag]}, key=key)
+        assert client.post_job({**JOB, "tags": [tag]}, key=key)["id"] == first["id"]
+        others = [client.post_job({**JOB, "tags": [tag]})["id"] for _ in range(2)]
+        assert [job["id"] for job in client.jobs(tag=tag, limit=1)] == [*others[::-1], first["id"]]
         assert client.ready()
 
     def test_it_does_what_the_service_can(self, served: Served):
         client = Client(served.url)
-        job = client.post_job({**JOB, "seeds": [71]})
+        job = client.post_job({**JOB, "seeds": [next(SEEDS)]})
         client.cancel(job["id"])
-        assert client.retry(job["id"], key="again")["id"] == client.retry(job["id"], key="again")["id"] != job["id"]
+        key = uuid4().hex
+        assert client.retry(job["id"], key=key)["id"] == client.retry(job["id"], key=key)["id"] != job["id"]
         assert [event["kind"] for event in client.history(job["id"])] == [
             "job.queued",
             "job.cancelling",
@@ -429,7 +439,7 @@ class TestClient:
 
     def test_watching_lasts_until_the_end(self, served: Served):
         client = Client(served.url)
-        job = client.post_job({**JOB, "seeds": [61]})
+        job = client.post_job({**JOB, "seeds": [next(SEEDS)]})
         seen = client.watch(job["id"], every=0.01)
         assert next(seen)["state"] == "queued"
         factories.finish(served.database)
@@ -449,7 +459,7 @@ class TestClient:
                 return super().job(job_id)
 
         client = Slow(served.url)
-        job = client.post_job({**JOB, "seeds": [62]})
+        job = client.post_job({**JOB, "seeds": [next(SEEDS)]})
         later = Timer(0.5, lambda: factories.finish(served.database))
         later.start()
         assert [found["state"] for found in client.watch(job["id"], every=0.01)] == ["queued", "succeeded"]
@@ -459,7 +469,7 @@ class TestClient:
     def test_watching_waits_for_a_service_that_is_away_but_not_for_a_refusal(self, served: Served):
         with Proxy(served) as proxy:
             client = Client(proxy.url)
-            job = client.post_job({**JOB, "seeds": [63]})
+            job = client.post_job({**JOB, "seeds": [next(SEEDS)]})
             seen = client.watch(job["id"], every=0.01)
             assert next(seen)["state"] == "queued"
             proxy.refusing = 503
@@ -476,11 +486,11 @@ class TestClient:
         self, served: Served, monkeypatch: pytest.MonkeyPatch, retries: bool
     ):
         monkeypatch.setattr(api, "REPEAT_AFTER", 0.05)
-        tag = f"lost {retries}"
+        tag = uuid4().hex
         with Network() as network:
             client = Client(f"http://127.0.0.1:{network.to(served.port)}", timeout=0.5)
-            spec = {**JOB, "seeds": [64], "tags": [tag]}
-            old = client.post_job({**spec, "seeds": [65]})["id"] if retries else None
+            spec = {**JOB, "seeds": [next(SEEDS)], "tags": [tag]}
+            old = client.post_job({**spec, "seeds": [next(SEEDS)]})["id"] if retries else None
             if old is not None:
                 Client(served.url).cancel(old)
             network.cut()

@@ -184,7 +184,9 @@ worker._enforce = fails_once
 """
 DRAINS = """
 def is_drained(claim, watch):
-    threading.Timer(1, worker.drain).start()
+    while not (settings().state_dir / "drain").exists():
+        time.sleep(0.05)
+    worker.drain()
     time.sleep(60)
 worker._runner.run = is_drained
 """
@@ -244,9 +246,10 @@ def test_stuck_work_does_not_outlive_its_lease(database: Database, stuck: Any) -
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_stuck_work_does_not_drain_for_ever(database: Database, stuck: Any) -> None:
+def test_stuck_work_does_not_drain_for_ever(database: Database, stuck: Any, tmp_path: Path) -> None:
     """As when the main process is gone: the stage goes back unharmed, though its lease could be renewed for ever."""
     process_, job_id = stuck(DRAINS)
+    (tmp_path / "drain").touch()
     assert process_.wait(50) == EXIT_STUCK
     assert set(factories.states(database, job_id).values()) == {"ready"}
     row = next(iter(factories.stages_by_title(database).values()))
