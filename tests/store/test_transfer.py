@@ -94,7 +94,8 @@ def test_every_count_comes_in_with_its_origin(database: Database, store: Artifac
             detail = stages.details(session, key)
             assert detail is not None and detail.result is not None
             assert detail.result.payload == entry.payload
-            assert detail.result.environment[IMPORTED]["written_by"].startswith("python -m core.run")
+            written = "python -m core.run --suite carried --device cpu --threads 1 --out carried.zip"
+            assert detail.result.environment[IMPORTED]["written_by"] == written, "no folder of the machine"
             assert detail.result.environment["device"] == entry.environment["device"]
             assert detail.stage.device_seconds == pytest.approx(entry.device_seconds)
             assert [attempt.worker for attempt in detail.attempts] == [f"{IMPORTED}:{found.sha256[:12]}"]
