@@ -107,6 +107,17 @@ def test_a_twin_has_the_cells_of_the_papers_suite_and_says_how_it_is_shortened(n
     assert reductions(of_plan(planned({"suite": paper}))) == []
 
 
+def test_the_tenths_are_of_one_protocol_and_share_a_model():
+    start, step = planned({"suite": "random-start-tenth"}), planned({"suite": "second-step-tenth"})
+    shared = [start.stages[key].spec.kind for key in start.stages.keys() & step.stages]
+    assert sorted(shared) == ["craft"] * 8 + ["evaluate"] * 9 + ["train"], "all of e2SAD's"
+    for name in ("random-start", "second-step"):
+        tenth, paper = expand_suite({"suite": f"{name}-tenth"}), expand_suite({"suite": name})
+        assert tenth["training"]["iterations"] * 10 == paper["training"]["iterations"]
+        assert tenth["training"]["batch_size"] == paper["training"]["batch_size"]
+        assert {entry["name"] for entry in tenth["defenses"]} <= {entry["name"] for entry in paper["defenses"]}
+
+
 @pytest.mark.parametrize("name", ["quickstart", "figures-small", "figures-tiny"])
 def test_every_shortened_suite_says_how(name: str):
     said = "\n".join(reductions(of_plan(planned({"suite": name}))))
