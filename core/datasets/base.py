@@ -285,13 +285,19 @@ def _keep(path: Path, arrays: "list[NDArray[Any]]") -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez_compressed(file, allow_pickle=False, **dict(zip(_PIECES, arrays, strict=True)))
-        checksum = _sha256(Path(file.name))
-        os.replace(file.name, path)  # noqa: PTH105
-        path.with_suffix(".sha256").write_text(checksum)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".npz")
     except OSError:
         return
+    whole = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **dict(zip(_PIECES, arrays, strict=True)))
+        whole.chmod(0o644)
+        checksum = _sha256(whole)
+        whole.replace(path)
+        path.with_suffix(".sha256").write_text(checksum)
+    except OSError:
+        whole.unlink(missing_ok=True)
 
 
 def _sha256(path: Path) -> str:

@@ -1,6 +1,7 @@
 """synth-digits: each picture by its index alone, the set kept whole, and honest about what it is."""
 
 import hashlib
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,19 @@ class TestKeeping:
     def test_a_folder_that_cannot_be_written_keeps_nothing(self, tmp_path: Path):
         (tmp_path / "file").write_text("")
         assert len(Few().load(tmp_path / "file").train_images) == 6
+
+    def test_other_users_of_the_machine_may_read_it(self, tmp_path: Path):
+        Few().load(tmp_path)
+        assert Few().cached(tmp_path).stat().st_mode & 0o777 == 0o644
+
+    def test_a_file_that_does_not_fit_leaves_nothing(self, tmp_path: Path):
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            assert len(Few().load(tmp_path).train_images) == 6
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert list(Few().cached(tmp_path).parent.iterdir()) == []
 
     def test_another_pillow_keeps_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         before = Few().cached(tmp_path)
