@@ -143,10 +143,9 @@ def test_bell_lost(service: Service) -> None:
     """The only message is deleted before anyone reads it: the keeper rings again."""
     service["worker"].send(signal.SIGSTOP)  # the main process only, which has no business with SQL
     job = service.post(specs.training(1))
-    time.sleep(0.3)  # the API sends from a thread
-    for _ in range(5):
-        service.flush()
-        time.sleep(0.1)
+    wait_until("the API's bell", service.bells)
+    service.flush()
+    wait_until("the keeper's", service.bells)
     service["worker"].send(signal.SIGCONT)
     service.succeeded(job, 60)
 
