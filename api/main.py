@@ -12,7 +12,6 @@ from typing import Any
 from anyio.to_thread import current_default_thread_limiter
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -20,7 +19,7 @@ from api import errors, front
 from api.routes import catalog, costs, events, figures, jobs, paper, results, robustness, stages, system
 from api.service import Service
 from core.errors import SpecError, StoreAway
-from core.jobs import AnyJob
+from core.jobs import JOB
 from core.suites import suites
 from store import migrate
 from store.settings import Settings, settings
@@ -96,7 +95,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document with every kind of job, defense, attack and network among its schemas."""
     if app.openapi_schema is None:
         document = FastAPI.openapi(app)
-        request = TypeAdapter(AnyJob).json_schema(ref_template="#/components/schemas/{model}")
+        request = JOB.json_schema(ref_template="#/components/schemas/{model}")
         components = document.setdefault("components", {}).setdefault("schemas", {})
         components.update(request.pop("$defs", {}))
         components["SuiteRequest"] = {

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel
 
-from core.jobs import AnyJob
+from core.jobs import JOB
 
 Schema = dict[str, Any]
 
@@ -14,7 +14,7 @@ Schema = dict[str, Any]
 @cache
 def _job() -> tuple[Schema, dict[str, Schema]]:
     """Return the core schema of a job, and its definitions by reference."""
-    whole: Any = TypeAdapter[Any](AnyJob).core_schema
+    whole: Any = JOB.core_schema
     if whole["type"] == "definitions":
         return whole["schema"], {found["ref"]: found for found in whole["definitions"]}
     return whole, {}

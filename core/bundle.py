@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, ValidationError
 
 from core.attacks.none import NoAttack
 from core.bundle_figures import BadFigure, Look, check_drawing, check_look, cost_of, images_of
 from core.datasets import DATASETS
 from core.errors import GauntletError
 from core.figures.base import Figure
-from core.jobs import AnyJob, Job, Key, Tags, Text
+from core.jobs import JOB, Key, Tags, Text
 from core.kinds import Spec
 from core.plan import Model, Plan, PlannedEvaluation
-from core.stages import AnyStage, Stage
+from core.stages import STAGE, Stage
 from core.stages.base import Finished
 from core.stages.craft import EXAMPLES, Craft
 from core.stages.draw import VALUES, Draw
@@ -45,8 +45,6 @@ NEEDED = {
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 256 * 2**20
 LARGEST_ARTIFACT = 4 * 2**30
-_stage: TypeAdapter[Stage] = TypeAdapter(AnyStage)
-_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
 
 
 class BundleError(GauntletError):
@@ -259,7 +257,7 @@ def _bytes(zipped: zipfile.ZipFile, name: str, largest: int) -> bytes:
 
 def _spec(key: str, entry: StageEntry) -> Stage:
     try:
-        spec = _stage.validate_python(entry.spec)
+        spec = STAGE.validate_python(entry.spec)
     except ValidationError as error:
         raise BundleError(f"stage {key}: {error.errors()[0]['msg']}; this code knows no such stage") from error
     if type(spec) not in ORDER:
@@ -341,7 +339,7 @@ def _check_job(job: JobEntry, specs: Mapping[str, Stage]) -> None:
     stages = set(job.stages)
     said = f"the job {job.name or job.suite or job.kind!r}"
     try:
-        asked = _job.validate_python(job.spec)
+        asked = JOB.validate_python(job.spec)
     except ValidationError as error:
         raise BundleError(f"{said} was posted with a spec that is none here: {error.errors()[0]['msg']}") from error
     if getattr(asked, "kind", None) != job.kind:

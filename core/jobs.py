@@ -15,6 +15,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     Tag,
+    TypeAdapter,
     model_serializer,
     model_validator,
 )
@@ -336,3 +337,4 @@ AnyJob = Annotated[
     Annotated[BenchmarkJob | TrainJob | EvaluateJob | FigureJob, Field(discriminator="kind")],
     BeforeValidator(_default_kind),
 ]
+JOB: TypeAdapter[Job] = TypeAdapter(AnyJob)

@@ -5,13 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
 
-from pydantic import TypeAdapter
-
-from core.attacks import ATTACKS, AnyAttack
+from core.attacks import ATTACK, ATTACKS
 from core.attacks.base import Attack
 from core.datasets import DATASETS
 from core.datasets.base import Dataset
-from core.defenses import AnyDefense
+from core.defenses import DEFENSE
 from core.defenses.base import Defense
 from core.errors import ModelMissing, SpecError
 from core.execution import Execution
@@ -41,9 +39,6 @@ MAX_STAGES = 20_000
 ATTACKER_SEED = 1_000_000
 """Default substitutes are trained with this added to the targets' seeds: the attacker's seeds are its own."""
 DEFAULT_SUBSTITUTES = ("natural", "fgsm_adv", "ifgsm_adv")
-
-_attack: TypeAdapter[Attack] = TypeAdapter(AnyAttack)
-_defense: TypeAdapter[Defense] = TypeAdapter(AnyDefense)
 
 
 class Models(Protocol):
@@ -322,7 +317,7 @@ def _substitutes(
     job: BenchmarkJob, dataset: Dataset, own: dict[str, NamedDefense], execution: Execution
 ) -> list[Model]:
     if job.substitutes is None:
-        hard = [_defense.validate_python({"kind": kind, "label_smoothing": 0}) for kind in DEFAULT_SUBSTITUTES]
+        hard = [DEFENSE.validate_python({"kind": kind, "label_smoothing": 0}) for kind in DEFAULT_SUBSTITUTES]
         entries = [NamedDefense(defense=defense) for defense in hard]
         seeds = job.substitute_seeds or _attacker_seeds(job.seeds)
     else:
@@ -382,7 +377,7 @@ def _attack_all(result: Plan, job: BenchmarkJob | EvaluateJob, dataset: Dataset,
         seen = PlannedEvaluation(target.key, substitute and substitute.key, attack)
         result.add(spec, title, flop, images, evaluation=seen)
 
-    clean = _attack.validate_python({"kind": "none"})
+    clean = ATTACK.validate_python({"kind": "none"})
     for target in result.targets:
         show(target, None, clean)
         for attack in panel:
@@ -407,7 +402,7 @@ def _craft(
 
 
 def _attacks(given: list[Attack] | None, default: list[dict[str, Any]], dataset: Dataset, path: str) -> list[Attack]:
-    attacks = [filled(attack, dataset) for attack in given] if given else [_attack.validate_python(a) for a in default]
+    attacks = [filled(attack, dataset) for attack in given] if given else [ATTACK.validate_python(a) for a in default]
     for i, attack in enumerate(attacks):
         require_fit(attack, (path, i))
         if attack in attacks[:i]:

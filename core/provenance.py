@@ -1,5 +1,6 @@
 """What a result was computed with: versions, machine, device, commit. Written beside results, never part of a key."""
 
+import os
 import platform
 import subprocess
 from functools import cache
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @cache
 def environment() -> dict[str, Any]:
-    """Return the versions, the machine, the device and, from a git checkout, the commit of this process."""
+    """Return the versions, the machine, the device and, where it is known, the commit of this process."""
     import torch
 
     return {
@@ -54,9 +55,14 @@ def _installed() -> str:
 
 
 def commit() -> str | None:
-    """Return the commit the code is at, with "+changes" where files differ from it; None outside a git checkout."""
+    """Return the commit the code is at, with "+changes" where files differ from it; None where nothing says it.
+
+    Outside a git checkout GAUNTLET_COMMIT says it, which the container image is built with.
+    """
     head = _git("rev-parse", "HEAD")
-    return head and head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    if head is None:
+        return os.environ.get("GAUNTLET_COMMIT") or None
+    return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _git(*arguments: str) -> str | None:

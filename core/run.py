@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from core.bundle import LARGE, NEEDED, FileEntry, JobEntry, Manifest, StageEntry, read, write
 from core.compute import keep_freed_memory
@@ -32,10 +32,10 @@ from core.datasets import DATASETS
 from core.datasets.base import Data
 from core.errors import ArtifactCorrupt, GauntletError, Interrupted, SpecError
 from core.execution import Execution
-from core.jobs import AnyJob, BenchmarkJob, FigureJob, Job
+from core.jobs import JOB, BenchmarkJob, FigureJob
 from core.plan import Plan, PlannedStage, plan
 from core.provenance import device_class, environment, made_in, require_device
-from core.stages import AnyStage, Stage
+from core.stages import STAGE
 from core.stages.base import Finished
 from core.stages.train import Train
 from core.suites import expand_suite
@@ -47,8 +47,6 @@ FAILED = 1
 """Exit status of a run that cannot begin, or some of whose stages failed; they are tried again when it is started."""
 CUT_SHORT = 75
 """Exit status of a run that stopped before its end and goes on when it is started again."""
-_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
-_stage: TypeAdapter[Stage] = TypeAdapter(AnyStage)
 
 
 class Folder:
@@ -160,7 +158,7 @@ class Running:
         if entry is None:
             raise ArtifactCorrupt(f"the parent stage {key} has no result")
         return Finished(
-            _stage.validate_python(entry.spec),
+            STAGE.validate_python(entry.spec),
             entry.payload,
             {name: file.sha256 for name, file in entry.artifacts.items()},
         )
@@ -418,7 +416,7 @@ def _write(options: argparse.Namespace, contents: Manifest, folder: Folder) -> N
 def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob | FigureJob, Plan]:
     given = {"dataset": options.dataset, "seeds": options.seeds}
     override = {name: value for name, value in given.items() if value is not None}
-    asked = _job.validate_python(expand_suite({"suite": options.suite, **override}))
+    asked = JOB.validate_python(expand_suite({"suite": options.suite, **override}))
     if not isinstance(asked, BenchmarkJob | FigureJob):
         raise SpecError(f"the suite {options.suite} is neither a benchmark nor one of figures")
     if isinstance(asked, FigureJob) and find_spec("matplotlib") is None:

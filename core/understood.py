@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from core.attacks import AnyAttack, Attack
+from core.attacks import ATTACK
 from core.datasets import DATASETS
 from core.datasets.base import Dataset
 from core.errors import SpecError
@@ -23,8 +21,6 @@ from core.jobs import (
 )
 from core.plan import Model, Plan
 from core.resolve import resolve_training, resolved
-
-_attack: TypeAdapter[Attack] = TypeAdapter(AnyAttack)
 
 
 def understood(job: Job, planned: Plan) -> Job:
@@ -46,9 +42,9 @@ def understood(job: Job, planned: Plan) -> Job:
     if isinstance(whole, FigureJob) and whole.models:
         update["models"] = _models(whole.models, planned.targets)
     if isinstance(whole, BenchmarkJob | EvaluateJob):
-        update["attacks"] = whole.attacks or [_attack.validate_python(found) for found in dataset.panel]
+        update["attacks"] = whole.attacks or [ATTACK.validate_python(found) for found in dataset.panel]
         none = dict.fromkeys(name for name in OF_SUBSTITUTES if name in type(whole).model_fields)
-        transfer = whole.transfer or [_attack.validate_python(dataset.transfer)]
+        transfer = whole.transfer or [ATTACK.validate_python(dataset.transfer)]
         update |= {"transfer": transfer} if planned.substitutes else none
         update["limit"] = whole.limit or dataset.test_size
     return whole.model_copy(update=update)

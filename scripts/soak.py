@@ -11,7 +11,6 @@ import contextlib
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import httpx
 import psutil
 
 from client.api import ApiRefused
+from core.provenance import commit
 from store import migrate
 from tests.processes import Processes
 from tests.servers import PostgresServer, RedisServer
@@ -197,7 +197,7 @@ def started(folder: Path, *, embedded: bool) -> Iterator[Processes]:
 def main() -> int:
     """Return 0 where no memory drifts and no descriptor leaks."""
     options = _options()
-    total, commit = 3600 * options.hours, _commit()
+    total = 3600 * options.hours
     warm_up = min(1800.0, total / 4)
     with tempfile.TemporaryDirectory(prefix="gauntlet-soak-") as folder:
         with started(Path(folder), embedded=options.embedded) as service:
@@ -211,19 +211,19 @@ def main() -> int:
                     soak.work()
                     next_job = max(next_job + options.every, soak.elapsed)
                 if soak.elapsed >= next_report:
-                    _write(options, soak, commit, finished=False)
+                    _write(options, soak, finished=False)
                     next_report += 20 * options.sample
                 time.sleep(0.5)
-        report = _write(options, soak, commit, finished=True)
+        report = _write(options, soak, finished=True)
     print(json.dumps({name: value for name, value in report.items() if name != "samples"}, indent=1))
     return 0 if report["passed"] else 1
 
 
-def _write(options: argparse.Namespace, soak: Soak, commit: str, *, finished: bool) -> dict[str, Any]:
+def _write(options: argparse.Namespace, soak: Soak, *, finished: bool) -> dict[str, Any]:
     report = {
         "command": f"python -m scripts.soak --hours {options.hours:g} --every {options.every:g}"
         + (" --embedded" if options.embedded else ""),
-        "commit": commit,
+        "commit": commit(),
         "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -235,11 +235,6 @@ def _write(options: argparse.Namespace, soak: Soak, commit: str, *, finished: bo
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report) + "\n")
     return report
-
-
-def _commit() -> str:
-    answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or "unknown"
 
 
 def _options() -> argparse.Namespace:

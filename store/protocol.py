@@ -5,19 +5,17 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from core.datasets import DATASETS
-from core.figures import AnyFigure, Figure
+from core.figures import FIGURE
 from core.protocol import Asked
 from core.stages.train import Train
 from store import jobs
 from store.models import Stage
 from store.results import Matrix
-
-_figure: TypeAdapter[Figure] = TypeAdapter(AnyFigure)
 
 
 def asked_of(
@@ -41,7 +39,7 @@ def _asked_of(session: Session, job_id: int, rows: Sequence[Stage], models: Sequ
         rows[0].dataset,
         list(recipes.values()),
         jobs.images_of(session, job_id) if any(row.kind == "evaluate" for row in rows) else None,
-        [_figure.validate_python(spec["figure"]) for spec in jobs.specs(session, drawn)] if drawn else [],
+        [FIGURE.validate_python(spec["figure"]) for spec in jobs.specs(session, drawn)] if drawn else [],
     )
 
 

@@ -1,5 +1,6 @@
 """The artifact store in a bucket that speaks S3's protocol."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import TypeVar
@@ -33,6 +34,7 @@ class BucketStore(ArtifactStore):
 
     def __init__(self, bucket: str, prefix: str, options: Mapping[str, str], owner: Owner | None = None):
         super().__init__(f"s3://{bucket}/{prefix}".rstrip("/"), owner)
+        _forget_empty_variables()
         plain_http = options.get("endpoint", "").startswith("http://")
         second = timedelta(seconds=1)
         self._bucket = S3Store(
@@ -101,3 +103,9 @@ class BucketStore(ArtifactStore):
 
     def _away(self, why: str) -> StoreAway:
         return StoreAway(f"the artifact store {self._name} cannot be used: {why}")
+
+
+def _forget_empty_variables() -> None:
+    """Unset AWS's variables that are empty, as compose files leave them; obstore reads them as addresses and keys."""
+    for name in [name for name, value in os.environ.items() if name.startswith("AWS_") and not value]:
+        del os.environ[name]

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from pydantic import TypeAdapter
 from sqlalchemy import select, text, update
 from sqlalchemy.orm import Session
 
 from core.execution import Execution
-from core.jobs import AnyJob, Job
+from core.jobs import JOB
 from core.plan import Plan, plan
 from store import jobs, keeping, stages
 from store.database import Database, db_now
@@ -25,7 +24,6 @@ EXECUTION = Execution(threads=1)
 LEASE = 60.0
 FGSM: dict[str, Any] = {"kind": "fgsm"}
 IMAGES = 10
-_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
 
 
 @contextmanager
@@ -69,14 +67,14 @@ def transfer(**more: Any) -> dict[str, Any]:
 def planned(spec: dict[str, Any], session: Session | None = None, execution: Execution = EXECUTION) -> Plan:
     """Return the plan of a job's body; `session` where it names trained models."""
     models: Any = TrainedModels(session) if session else None
-    return plan(_job.validate_python(spec), execution, models)
+    return plan(JOB.validate_python(spec), execution, models)
 
 
 def submit(
     session: Session, spec: dict[str, Any] | None = None, *, execution: Execution = EXECUTION, suite: str | None = None
 ) -> tuple[int, list[Bell]]:
     """Submit a job's body and return its id and bells."""
-    job = _job.validate_python(spec or body())
+    job = JOB.validate_python(spec or body())
     wanted = Submission(
         kind=str(getattr(job, "kind", "")), spec=job.model_dump(mode="json", exclude_none=True), name=job.name,
         suite=suite, tags=list(job.tags), priority=job.priority,

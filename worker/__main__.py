@@ -14,6 +14,7 @@ from store.settings import Settings, settings
 from worker.devices import queues
 from worker.patience import await_schema
 
+_log = logging.getLogger(__name__)
 EXIT_NO_CHILD = 70
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """Where there is neither there is no CUDA device, and torch need not be asked; the second is that of WSL."""
@@ -25,16 +26,23 @@ def _gpus(chosen: Settings) -> list[str]:
         return [name.strip() for name in chosen.worker_gpus.split(",") if name.strip()]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     names = [name.strip() for name in visible.split(",") if name.strip()]
-    return [names[number] if names else str(number) for number in range(_count())]
+    return [names[number] if names else str(number) for number in range(count_gpus())]
 
 
-def _count() -> int:
-    """Ask in another process: the one that talks to the broker never initialises CUDA."""
+def count_gpus() -> int:
+    """Return the number of GPUs that torch can use.
+
+    Another process is asked: the one that talks to the broker never initialises CUDA.
+    """
     if not any(Path(driver).exists() for driver in DRIVERS):
         return 0
-    count = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+    count = "import torch; print(torch.cuda.devicecount_gpus() if torch.cuda.is_available() else 0)"
     answer = subprocess.run([sys.executable, "-c", count], check=False, capture_output=True, text=True)
-    return int(answer.stdout) if answer.returncode == 0 else 0
+    found = int(answer.stdout) if answer.returncode == 0 else 0
+    if not found:
+        said = answer.stderr.strip().splitlines() or ["it gives no reason; is it built with CUDA?"]
+        _log.warning("there is a GPU driver, but torch can use no GPU, so the CPU computes: %s", said[-1].strip())
+    return found
 
 
 def _leave(*_: object) -> None:

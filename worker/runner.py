@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
 from core.datasets import DATASETS
@@ -24,7 +24,7 @@ from core.errors import (
     WorkerUnfit,
 )
 from core.provenance import made_in
-from core.stages import AnyStage, Stage
+from core.stages import STAGE, Stage
 from core.stages.base import Finished
 from store import lost, refusals, stages
 from store.artifacts import ArtifactStore
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_stage: TypeAdapter[Stage] = TypeAdapter(AnyStage)
 FINAL = (SpecError, OutOfMemory)
 """Errors that the same spec meets again: they fail at once."""
 PATIENCE_SECONDS = 600.0
@@ -232,7 +231,7 @@ class StageRunner:
             found = row and stages.result_of(session, row.id)
         if row is None or found is None:
             raise ArtifactCorrupt(f"the parent stage {key} has no result")
-        return Finished(_stage.validate_python(row.spec), found[0], found[1])
+        return Finished(STAGE.validate_python(row.spec), found[0], found[1])
 
     def artifact(self, sha256: str) -> bytes:
         """Return stored bytes, verified."""
@@ -312,7 +311,7 @@ def _planned(claim: Claim) -> Stage:
         DeviceMissing: it is for a device class that this process has not.
     """
     try:
-        spec = _stage.validate_python(claim.spec)
+        spec = STAGE.validate_python(claim.spec)
     except ValidationError as error:
         raise OtherCode(f"this stage was planned by another version of the code: {error.errors()[0]['msg']}") from error
     if spec.identity() != claim.key:

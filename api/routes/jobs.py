@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -32,7 +32,7 @@ from core import protocol
 from core.canonical import digest
 from core.errors import SpecError
 from core.execution import Execution
-from core.jobs import AnyJob, Job, require_no_idle
+from core.jobs import JOB, Job, require_no_idle
 from core.plan import Plan, plan
 from core.suites import expand_suite, inherited, suites
 from core.understood import understood
@@ -41,7 +41,6 @@ from store.models import JOB_ENDED, JobState, Stage, StageState
 from store.protocol import asked_of
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
-_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
 
 JobId = Annotated[int, Path(ge=1, le=2**62, description="The job's number.")]
 BODY = {
@@ -249,7 +248,7 @@ def parse_job(body: Any) -> tuple[str | None, Job]:
     try:
         if "suite" in request:
             suite, request = str(request["suite"])[:100], expand_suite(request)
-        job = _job.validate_python(request)
+        job = JOB.validate_python(request)
         require_no_idle(job)
         return suite, job
     except ValidationError as error:
@@ -411,7 +410,7 @@ def retry_job(
     if old.state not in (JobState.FAILED, JobState.CANCELLED):
         raise Conflict(f"job {job_id} is {old.state}; only a failed or cancelled job can be retried")
     try:
-        spec = _job.validate_python(old.spec)
+        spec = JOB.validate_python(old.spec)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

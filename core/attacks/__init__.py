@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from core.attacks.base import Attack
 from core.kinds import discover, union_of
 
@@ -10,5 +12,6 @@ if TYPE_CHECKING:
     AnyAttack = Attack
 else:
     AnyAttack = union_of(ATTACKS)
+ATTACK: TypeAdapter[Attack] = TypeAdapter(AnyAttack)
 
-__all__ = ["ATTACKS", "AnyAttack", "Attack"]
+__all__ = ["ATTACK", "ATTACKS", "AnyAttack", "Attack"]

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from core.defenses.base import Defense
 from core.kinds import discover, union_of
 
@@ -10,5 +12,6 @@ if TYPE_CHECKING:
     AnyDefense = Defense
 else:
     AnyDefense = union_of(DEFENSES)
+DEFENSE: TypeAdapter[Defense] = TypeAdapter(AnyDefense)
 
-__all__ = ["DEFENSES", "AnyDefense", "Defense"]
+__all__ = ["DEFENSE", "DEFENSES", "AnyDefense", "Defense"]

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from core.figures.base import Figure
 from core.kinds import discover, union_of
 
@@ -10,5 +12,6 @@ if TYPE_CHECKING:
     AnyFigure = Figure
 else:
     AnyFigure = union_of(FIGURES)
+FIGURE: TypeAdapter[Figure] = TypeAdapter(AnyFigure)
 
-__all__ = ["FIGURES", "AnyFigure", "Figure"]
+__all__ = ["FIGURE", "FIGURES", "AnyFigure", "Figure"]

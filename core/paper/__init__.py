@@ -14,17 +14,17 @@ from functools import cache, lru_cache
 from importlib import resources
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from core import protocol
-from core.attacks import AnyAttack
+from core.attacks import ATTACK
 from core.attacks.base import Attack
 from core.datasets import DATASETS
-from core.defenses import AnyDefense
+from core.defenses import DEFENSE
 from core.defenses.base import Defense
 from core.errors import SpecError
 from core.execution import Execution
-from core.jobs import AnyJob, BenchmarkJob, Job
+from core.jobs import JOB, BenchmarkJob
 from core.kinds import Kind
 from core.plan import Model, Plan, plan
 from core.resolve import filled
@@ -99,9 +99,6 @@ SUITES = {1: "e2sad-mnist", 2: "e2sad-mnist", 3: "e2sad-svhn"}
 """Table -> the suite that runs it at the paper's protocol."""
 
 K = TypeVar("K", bound=Kind)
-_attack: TypeAdapter[Attack] = TypeAdapter(AnyAttack)
-_defense: TypeAdapter[Defense] = TypeAdapter(AnyDefense)
-_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
 
 
 @dataclass(frozen=True)
@@ -263,7 +260,7 @@ def _standing(number: int, source: Source, executed: str) -> Standing:
 def _benchmark(table: Published, source: Source) -> BenchmarkJob:
     request: dict[str, Any] = json.loads(source.spec)
     try:
-        job = _job.validate_python(expand_suite(request) if "suite" in request else request)
+        job = JOB.validate_python(expand_suite(request) if "suite" in request else request)
     except ValidationError:
         raise SpecError(f"{source.said} was made by another version of the code, which this one cannot read") from None
     if not isinstance(job, BenchmarkJob):
@@ -279,7 +276,7 @@ def _planned(job: BenchmarkJob, execution: Execution) -> Plan:
 
 
 def _resolved(spec: dict[str, Any], dataset: str) -> Defense:
-    return filled(_defense.validate_python(spec), DATASETS[dataset]())
+    return filled(DEFENSE.validate_python(spec), DATASETS[dataset]())
 
 
 def _models(planned: Plan, dataset: str, reading: Reading) -> dict[str, Model]:
@@ -316,7 +313,7 @@ def _panel(planned: Plan, dataset: str, reading: Reading) -> dict[tuple[str, str
     found: dict[tuple[str, str | None], Attack] = {}
     for name, (_, ours) in ATTACKS[dataset].items():
         for loss in losses_of(name):
-            attack = _scaled(_attack.validate_python(ours if loss is None else {**ours, "loss": loss}), reading)
+            attack = _scaled(ATTACK.validate_python(ours if loss is None else {**ours, "loss": loss}), reading)
             if attack.identity() in attacks:
                 found[name, loss] = attack
     return found
@@ -336,5 +333,5 @@ def _transfers(planned: Plan, dataset: str) -> dict[str, Attack]:
         for stage in planned.ordered
         if stage.evaluation and stage.evaluation.substitute and not stage.evaluation.whitebox
     }
-    attacks = {loss: _attack.validate_python({**ours, "loss": loss}) for loss in LOSSES}
+    attacks = {loss: ATTACK.validate_python({**ours, "loss": loss}) for loss in LOSSES}
     return {loss: attack for loss, attack in attacks.items() if attack.identity() in crafted}

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from core.kinds import discover, union_of
 from core.stages.base import Context, Outcome, Stage
 
@@ -10,5 +12,6 @@ if TYPE_CHECKING:
     AnyStage = Stage
 else:
     AnyStage = union_of(STAGES)
+STAGE: TypeAdapter[Stage] = TypeAdapter(AnyStage)
 
-__all__ = ["STAGES", "AnyStage", "Context", "Outcome", "Stage"]
+__all__ = ["STAGE", "STAGES", "AnyStage", "Context", "Outcome", "Stage"]

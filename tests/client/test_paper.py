@@ -2,13 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from client import cli
-from core.jobs import AnyJob
+from core.jobs import JOB
 from core.stages.draw import MEDIA
 from core.understood import understood
 from store import jobs, stages
@@ -181,7 +179,7 @@ def test_figures_are_written_as_they_were_asked_for(
 
     suite = "figures-tiny"
     spec = expand_suite({"suite": suite})
-    asked = TypeAdapter[Any](AnyJob).validate_python(spec)
+    asked = JOB.validate_python(spec)
     spec = understood(asked, factories.planned(spec)).model_dump(mode="json", exclude_none=True)  # as the API stores it
     job = factories.post(served.database, spec, suite=suite, execution=factories.EXECUTION)
     store = FolderStore(Path(str(served.database.url.database)).parent / "artifacts")

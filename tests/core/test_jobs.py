@@ -3,19 +3,18 @@
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from core.attacks import ATTACKS
 from core.defenses import DEFENSES
 from core.figures import FIGURES
-from core.jobs import AnyJob, BenchmarkJob, EvaluateJob, Job, NamedDefense, TrainingRequest, TrainJob
+from core.jobs import JOB, BenchmarkJob, EvaluateJob, Job, NamedDefense, TrainingRequest, TrainJob
 
-_job: TypeAdapter[Any] = TypeAdapter(AnyJob)
 NATURAL = {"kind": "natural"}
 
 
 def read(body: Any) -> Any:
-    return _job.validate_python(body)
+    return JOB.validate_python(body)
 
 
 @pytest.mark.parametrize(

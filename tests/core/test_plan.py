@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any, get_args
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from core.attacks import ATTACKS
 from core.datasets import DATASETS
@@ -18,7 +18,7 @@ from core.errors import SpecError
 from core.execution import Execution
 from core.fields import parse_pixels
 from core.figures import FIGURES
-from core.jobs import AnyJob, Job
+from core.jobs import JOB
 from core.kinds import Kind, Spec
 from core.networks import NETWORKS
 from core.plan import ATTACKER_SEED, Model, Plan, _sorts, plan
@@ -29,7 +29,6 @@ from core.stages.evaluate import Evaluate
 from core.stages.train import Train
 
 EXECUTION = Execution(device="cpu", threads=2)
-_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
 
 
 class Known:
@@ -46,7 +45,7 @@ class Known:
 
 
 def planned(body: dict[str, Any], *known: Train, execution: Execution = EXECUTION) -> Plan:
-    return plan(_job.validate_python(body), execution, Known(*known))
+    return plan(JOB.validate_python(body), execution, Known(*known))
 
 
 def trains(found: Plan) -> list[Train]:
@@ -288,7 +287,7 @@ class TestResolved:
             "defenses": [*({"kind": kind} for kind in DEFENSES), named],
             "attacks": [{"kind": kind} for kind in ATTACKS], "substitutes": ["x", {"kind": "natural"}],
         }  # fmt: skip
-        job = _job.validate_python(body)
+        job = JOB.validate_python(body)
         dumped = resolved(job, dataset).model_dump(mode="json", exclude_none=True)
         assert list(planned(dumped).stages) == list(planned(body).stages)
         assert [model.label for model in planned(dumped).targets] == [model.label for model in planned(body).targets]
@@ -299,7 +298,7 @@ class TestResolved:
         other = only_train({"dataset": "svhn", "defense": {"kind": "natural"}})
         body = {"kind": "evaluate", "targets": [model, {"key": other.identity(), "name": "other"}],
                 "attacks": [{"kind": "fgsm"}]}  # fmt: skip
-        dumped = resolved(_job.validate_python(body), "svhn").model_dump(mode="json", exclude_none=True)
+        dumped = resolved(JOB.validate_python(body), "svhn").model_dump(mode="json", exclude_none=True)
         assert dumped["attacks"][0]["eps"] == dumped["targets"][0]["defense"]["eps1"] == "24/255"
         assert list(planned(dumped, known, other).stages) == list(planned(body, known, other).stages)
 

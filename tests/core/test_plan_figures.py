@@ -5,16 +5,15 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from core.errors import ModelMissing, SpecError
-from core.jobs import AnyJob, FigureJob
+from core.jobs import JOB, FigureJob
 from core.plan import Plan
 from core.ranges import MAX_POINTS, MAX_RADII
 from core.resolve import resolved
 from tests.core.test_plan import only_train, planned
 
-_job: TypeAdapter[Any] = TypeAdapter(AnyJob)
 MINI = {"kind": "figure", "dataset": "mnist-mini", "training": {"iterations": 10}}
 TWO = {**MINI, "defenses": [{"kind": "natural"}, {"kind": "e2sad", "alpha": 0.2}]}
 SURFACES = {"kind": "surfaces"}
@@ -87,7 +86,7 @@ class TestStages:
     def test_the_spec_that_is_stored_asks_for_the_same_stages(self):
         wanted = [{"kind": kind} for kind in ("surfaces", "path", "accuracy", "curves", "samples", "illustration")]
         body = {**TWO, "dataset": "svhn", "figures": wanted}
-        stored = resolved(_job.validate_python(body), "svhn").model_dump(mode="json", exclude_none=True)
+        stored = resolved(JOB.validate_python(body), "svhn").model_dump(mode="json", exclude_none=True)
         assert list(planned(stored).stages) == list(planned(body).stages)
 
 
@@ -163,7 +162,7 @@ class TestRefused:
     )  # fmt: skip
     def test_grids_have_bounds(self, figure: dict[str, Any], field: str):
         with pytest.raises(ValidationError) as refused:
-            _job.validate_python({**TWO, "figures": [figure]})
+            JOB.validate_python({**TWO, "figures": [figure]})
         assert field in refused.value.errors()[0]["loc"]
 
     @pytest.mark.parametrize(
@@ -176,11 +175,11 @@ class TestRefused:
     )
     def test_the_models_are_given_in_one_way(self, more: dict[str, Any], said: str):
         with pytest.raises(ValidationError, match=said):
-            _job.validate_python({"kind": "figure", "figures": [SURFACES], **more})
+            JOB.validate_python({"kind": "figure", "figures": [SURFACES], **more})
 
     def test_nothing_to_draw_is_refused(self):
         with pytest.raises(ValidationError):
-            _job.validate_python({**TWO, "figures": []})
+            JOB.validate_python({**TWO, "figures": []})
 
     def test_a_figure_job_is_told_by_its_kind(self):
-        assert isinstance(_job.validate_python({**TWO, "figures": [SURFACES]}), FigureJob)
+        assert isinstance(JOB.validate_python({**TWO, "figures": [SURFACES]}), FigureJob)

@@ -5,22 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from core.datasets import DATASETS
 from core.errors import SpecError
 from core.execution import Execution
-from core.jobs import AnyJob, BenchmarkJob, FigureJob
+from core.jobs import JOB, BenchmarkJob, FigureJob
 from core.plan import Plan, plan
 from core.protocol import cautions, of_plan, reductions
 from core.suites import expand_suite, inherited, suites
 
-_job: TypeAdapter[Any] = TypeAdapter(AnyJob)
-
 
 def planned(request: dict[str, Any]) -> Plan:
     nobody: Any = None
-    return plan(_job.validate_python(expand_suite(request)), Execution(), nobody)
+    return plan(JOB.validate_python(expand_suite(request)), Execution(), nobody)
 
 
 @pytest.mark.parametrize("name", suites())
@@ -48,7 +45,7 @@ def test_other_fields_replace_the_suites():
     assert spec["defenses"] == suites()["quickstart"]["defenses"]
     assert "suite" not in spec
     assert "description" not in spec
-    assert isinstance(_job.validate_python(spec), BenchmarkJob)
+    assert isinstance(JOB.validate_python(spec), BenchmarkJob)
 
 
 def test_one_defense_replaces_the_suites_defenses():
@@ -186,7 +183,7 @@ def test_a_kind_is_the_suites_to_say():
 def test_models_take_the_place_of_all_that_is_trained():
     spec = expand_suite({"suite": "figures-tiny", "models": [{"key": "0" * 64}]})
     assert not {"defenses", "dataset", "training", "seeds"} & set(spec)
-    assert isinstance(_job.validate_python(spec), FigureJob)
+    assert isinstance(JOB.validate_python(spec), FigureJob)
 
 
 @pytest.mark.parametrize(

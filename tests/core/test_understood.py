@@ -3,15 +3,13 @@
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
 
 from core.execution import Execution
-from core.jobs import AnyJob, Job, require_no_idle
+from core.jobs import JOB, require_no_idle
 from core.plan import plan
 from core.suites import expand_suite, suites
 from core.understood import understood
 
-_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
 NATURAL: dict[str, Any] = {"kind": "natural"}
 BARE: dict[str, Any] = {"defense": {"kind": "e2sad"}}
 BODIES: list[dict[str, Any]] = [
@@ -34,29 +32,29 @@ BODIES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("body", BODIES, ids=str)
 def test_it_asks_for_the_same_stages(body: dict[str, Any]):
-    job = _job.validate_python(expand_suite(body) if "suite" in body else body)
+    job = JOB.validate_python(expand_suite(body) if "suite" in body else body)
     planned = plan(job, Execution(threads=3), None)  # pyright: ignore[reportArgumentType]
     whole = understood(job, planned).model_dump(mode="json", exclude_none=True)
-    again = plan(_job.validate_python(whole), Execution(threads=3), None)  # pyright: ignore[reportArgumentType]
+    again = plan(JOB.validate_python(whole), Execution(threads=3), None)  # pyright: ignore[reportArgumentType]
     assert list(again.stages) == list(planned.stages)
     assert (again.pairing, [m.label for m in again.targets]) == (planned.pairing, [m.label for m in planned.targets])
     assert [m.label for m in again.substitutes] == [m.label for m in planned.substitutes]
-    assert understood(_job.validate_python(whole), again).model_dump(mode="json", exclude_none=True) == whole
+    assert understood(JOB.validate_python(whole), again).model_dump(mode="json", exclude_none=True) == whole
 
 
 @pytest.mark.parametrize("body", [{**BARE, "substitutes": []}, {"suite": "e2sad-mnist", "substitutes": []}], ids=str)
 def test_without_substitutes_nothing_is_said_of_them(body: dict[str, Any]):
-    job = _job.validate_python(expand_suite(body) if "suite" in body else body)
+    job = JOB.validate_python(expand_suite(body) if "suite" in body else body)
     require_no_idle(job)
     whole = understood(job, plan(job, Execution(threads=3), None))  # pyright: ignore[reportArgumentType]
     require_no_idle(whole)
     stored = {**whole.model_dump(mode="json", exclude_none=True), "transfer": [{"kind": "fgsm"}], "pairing": "same"}
-    before = _job.validate_python(stored)  # as it used to be stored
+    before = JOB.validate_python(stored)  # as it used to be stored
     assert plan(before, Execution(threads=3), None).stages  # pyright: ignore[reportArgumentType]
 
 
 def test_a_bare_body_leaves_nothing_open():
-    job = _job.validate_python(BARE)
+    job = JOB.validate_python(BARE)
     whole = understood(job, plan(job, Execution(threads=3), None))  # pyright: ignore[reportArgumentType]
     said = whole.model_dump(mode="json", exclude_none=True)
     assert said["training"] == {

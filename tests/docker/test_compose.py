@@ -101,6 +101,15 @@ def test_folders_are_mounted_and_made(composition: dict[str, Any]) -> None:
         assert all(folder in made for folder in used)
 
 
+def test_one_service_builds_the_image_that_all_of_ours_run(composition: dict[str, Any]) -> None:
+    services = composition["services"]
+    assert [name for name, service in services.items() if "build" in service] == ["migrate"]
+    assert {services[name]["image"] for name in OURS} == {"gauntlet:local"}
+    for name in set(OURS) - {"migrate"}:
+        assert services[name]["pull_policy"] == "never", "nobody publishes it"
+        assert "migrate" in services[name]["depends_on"], "whoever is started alone has it built"
+
+
 def test_ports_are_on_loopback(composition: dict[str, Any]) -> None:
     ports = {name: service["ports"] for name, service in composition["services"].items() if "ports" in service}
     assert ports == {"api": ["127.0.0.1:8000:8000"]}

@@ -237,6 +237,15 @@ class TestBucket:
         store = BucketStore(s3_server.create_bucket(), "", {"endpoint": s3_server.url})
         assert store.get(store.put(b"weights")) == b"weights"
 
+    def test_an_empty_variable_is_none(self, monkeypatch: pytest.MonkeyPatch):
+        """docker-compose.yml passes on what nobody has set; an address that is empty would end the process."""
+        for name in ("AWS_ENDPOINT_URL", *KEYS):
+            monkeypatch.setenv(name, "")
+        monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")  # nothing reaches Amazon
+        store = BucketStore("gauntlet", "", {"access_key_id": "anybody", "secret_access_key": "secret"})
+        with pytest.raises(StoreAway, match=r"https://s3\.us-east-1\.amazonaws\.com/gauntlet/"):
+            store.get("0" * 64)
+
 
 @pytest.mark.parametrize(
     "url",

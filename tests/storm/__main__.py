@@ -2,12 +2,12 @@
 
 import json
 import signal
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from core.provenance import commit
 from tests.storm import cancel, requeue, storm
 
 OTHERS = {"requeue": requeue.main, "cancel": cancel.main}
@@ -18,7 +18,7 @@ class Out:
 
     def __init__(self, arguments: list[str]):
         command = " ".join(["python -m tests.storm", *arguments])
-        self._head = {"command": command, "commit": _commit()}
+        self._head = {"command": command, "commit": commit()}
         self._file = None
         if "--out" in arguments:
             at = arguments.index("--out")
@@ -49,14 +49,6 @@ def main() -> int:
     out.write(report)
     print(json.dumps(report, indent=1))
     return 0 if kept else 1
-
-
-def _commit() -> str:
-    try:
-        answer = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

@@ -7,12 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from core.datasets import DATASETS
 from core.datasets.base import Data
 from core.execution import Execution
-from core.jobs import AnyJob, Job
+from core.jobs import JOB
 from core.monitor import Unwatched
 from core.plan import Plan, plan
 from core.stages import Outcome
@@ -20,7 +18,6 @@ from core.stages.base import Finished
 from core.stages.train import Train
 from tests.processes import QUICK, Processes
 
-_job: TypeAdapter[Job] = TypeAdapter(AnyJob)
 EXECUTION = Execution(threads=int(QUICK["CPU_THREADS"]))
 _trains: dict[str, Train] = {}
 
@@ -36,7 +33,7 @@ class Calm:
     monitor = Unwatched()
 
     def __init__(self, spec: dict[str, Any]):
-        self.plan: Plan = plan(_job.validate_python(spec), EXECUTION, self)
+        self.plan: Plan = plan(JOB.validate_python(spec), EXECUTION, self)
         _trains.update({model.key: model.train for model in self.plan.targets})
         self.outcomes: dict[str, Outcome] = {}
         self._artifacts: dict[str, bytes] = {}

@@ -17,8 +17,8 @@ import pytest
 from store import migrate
 from tests.processes import Processes, wait_until
 from tests.worker import specs
+from worker import __main__ as main
 from worker import app
-from worker.__main__ import EXIT_NO_CHILD
 from worker.app import Child, Children
 from worker.child import Line
 
@@ -99,7 +99,20 @@ def test_a_worker_without_children_exits(tmp_path: Path, sqlite_url: str) -> Non
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
     ended = subprocess.run([sys.executable, "-c", run], cwd=tmp_path, env=environment, timeout=60, check=False)
-    assert ended.returncode == EXIT_NO_CHILD
+    assert ended.returncode == main.EXIT_NO_CHILD
+
+
+def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a driver, and no device: as where it is too old for this torch
+    monkeypatch.setattr(main, "DRIVERS", (tmp_path / "none",))
+    assert main.count_gpus() == 0
+    assert caplog.messages == []
+    monkeypatch.setattr(main, "DRIVERS", (tmp_path,))
+    assert main.count_gpus() == 0
+    (said,) = caplog.messages
+    assert "torch can use no GPU, so the CPU computes: it gives no reason" in said
 
 
 @pytest.mark.parametrize(("devices", "seen"), [(["1", "GPU-5"], ["1", "GPU-5"]), ([], [""])])
