@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from core.attacks.none import NoAttack
+from core.bits import Bits
 from core.bundle_figures import BadFigure, Look, check_drawing, check_look, cost_of, images_of
 from core.datasets import DATASETS
 from core.errors import GauntletError
@@ -321,9 +322,10 @@ def _check_counts(
     n, bits = _images(target, spec.limit), artifacts[entry.artifacts[CORRECT].sha256]
     if entry.payload.get("n") != n:
         raise BundleError(f"{said} is over {n} images, but its result says {entry.payload.get('n')}")
-    counted = sum(byte.bit_count() for byte in bits)
-    if len(bits) != -(-n // 8) or int.from_bytes(bits, "big") % 2 ** (-n % 8):
-        raise BundleError(f"{said}: {len(bits)} bytes are not one bit for each of {n} images")
+    try:
+        counted = Bits.unpacked(bits, n).n_right
+    except ValueError as error:
+        raise BundleError(f"{said}: {error}") from None
     if counted != entry.payload.get("n_correct"):
         raise BundleError(f"{said}: its bits sum to {counted}, but its result says {entry.payload.get('n_correct')}")
     if PREDICTIONS in entry.artifacts and entry.artifacts[PREDICTIONS].size != n:

@@ -429,7 +429,7 @@ def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob | FigureJob, Pla
 
 def _origin(options: argparse.Namespace, argv: list[str] | None) -> dict[str, Any]:
     given = sys.argv[1:] if argv is None else argv
-    elsewhere = [re.sub(r"^(--[a-z-]+=)?/.*/", r"\1", text) for text in given]  # a folder of this machine says nothing
+    elsewhere = [re.sub(r"^(--[a-z-]+=)?.*/", r"\1", text) for text in given]  # a folder of this machine says nothing
     return {
         "written_by": f"python -m core.run {shlex.join(elsewhere)}",
         "host": platform.node(),

@@ -1,6 +1,6 @@
 """Make core/datasets/mnist_mini.npz from the official MNIST files; the same files give the same bytes.
 
-    python scripts/make_mnist_mini.py --data-dir ../shared/data
+    python scripts/make_mnist_mini.py --data-dir data
 
 The subset is every 6th training and every 5th test image, so it needs no seed and favours nothing. Their order takes
 one from the first half of the split and one from the second in turn, because MNIST's test set is easier in its first

@@ -8,7 +8,7 @@ jobs ──< job_stages >── stages ──< stage_parents          a job shar
                            ├──< stage_artifacts >── artifacts
                            ├──< checkpoints
                            └──< stage_logs
-workers    leases    idempotency_keys
+workers    leases    idempotency_keys    tallies (sums over evaluations)    lost_results
 """
 
 from enum import StrEnum

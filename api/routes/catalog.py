@@ -55,8 +55,8 @@ def list_suites() -> list[SuiteReply]:
     """List the named suites."""
     return [
         SuiteReply(
-            name=name, description=spec.get("description", ""),
-            spec={key: value for key, value in spec.items() if key not in ABOUT},
+            name=name, description=spec.get(ABOUT, ""),
+            spec={key: value for key, value in spec.items() if key != ABOUT},
         )
         for name, spec in suites().items()
     ]  # fmt: skip
