@@ -97,7 +97,7 @@ def resolve_training(
 
 def filled(spec: K, dataset: Dataset) -> K:
     """Return `spec` with the fields its author left out set to the dataset's own defaults for that kind."""
-    usual = {"eps": dataset.epsilon} if "eps" in type(spec).model_fields else {}
+    usual = {"eps": dataset.eps} if "eps" in type(spec).model_fields else {}
     return spec.filled({**usual, **dataset.defaults.get(spec.kind, {})})
 
 

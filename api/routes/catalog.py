@@ -44,7 +44,7 @@ def _dataset(name: str, service: ServiceDep) -> dict[str, Any]:
     return {
         "title": dataset.title, "note": dataset.note, "real": dataset.real, "shape": dataset.shape,
         "classes": dataset.classes, "train_size": dataset.train_size, "test_size": dataset.test_size,
-        "sha256": dataset.sha256, "network": dataset.network, "eps": dataset.epsilon, "panel": dataset.panel,
+        "sha256": dataset.sha256, "network": dataset.network, "eps": dataset.eps, "panel": dataset.panel,
         "transfer": dataset.transfer, "defaults": dataset.defaults, "installed": not missing,
         "remedy": dataset.remedy if missing else None,
     }  # fmt: skip

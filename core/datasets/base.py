@@ -57,13 +57,13 @@ class Dataset(Kind):
     """What to take where they cannot be had."""
 
     network: ClassVar[str]
-    epsilon: ClassVar[str]
+    eps: ClassVar[str]
     panel: ClassVar[list[dict[str, Any]]]
     transfer: ClassVar[dict[str, Any]]
     defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Kind of attack or defense -> fields whose defaults differ here from the kind's own, which are MNIST's.
 
-    `eps` needs no entry: left out, it is `epsilon` for every kind that has one.
+    `eps` needs no entry: left out, it is the dataset's for every kind that has one.
     """
     default_iterations: ClassVar[int | None] = None
     default_epochs: ClassVar[int | None] = None
@@ -227,7 +227,7 @@ class RenderedDigits(Dataset):
     checksums: ClassVar = {}
     source = "nothing: it is drawn where it is needed"
     network = "svhn_cnn"
-    epsilon = "24/255"
+    eps = "24/255"
     panel: ClassVar = attack_panel("24/255", iterations=(10, 20, 30), pgd_step="2/255")
     transfer: ClassVar = transfer_attack(panel)
     defaults: ClassVar = defaults_at("24/255", "8/255", dissimilarity_weight=0.3)

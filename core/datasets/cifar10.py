@@ -36,7 +36,7 @@ class Cifar10(Dataset):
     }
     source = "run `gauntlet data cifar10`"
     network = "svhn_cnn"
-    epsilon = "8/255"
+    eps = "8/255"
     panel: ClassVar = attack_panel("8/255", iterations=(10, 20, 30), pgd_step="2/255")  # Madry's step, eps / 4
     transfer: ClassVar = transfer_attack(panel)
     defaults: ClassVar = defaults_at("8/255", "8/765")  # the paper's 3 : 1

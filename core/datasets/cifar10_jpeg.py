@@ -32,7 +32,7 @@ class Cifar10Jpeg(Dataset):
     checksums: ClassVar = {"cifar10-jpeg/cifar10_jpeg.npz": "496a9f896fbdc48cdf615223a845e217"}
     source = "ask for the file (no public address has it; `cifar10` is the dataset to download)"
     network = "svhn_cnn"
-    epsilon = "8/255"
+    eps = "8/255"
     panel: ClassVar = attack_panel("8/255", iterations=(10, 20, 30), pgd_step="2/255")  # Madry's step, eps / 4
     transfer: ClassVar = transfer_attack(panel)
     defaults: ClassVar = defaults_at("8/255", "8/765")  # the paper's 3 : 1

@@ -24,7 +24,7 @@ class Mnist(Dataset):
     }
     source = "run `gauntlet data mnist`"
     network = "mnist_cnn"
-    epsilon = "0.3"
+    eps = "0.3"
     panel: ClassVar = attack_panel("0.3", "0.4", iterations=(10, 30), pgd_step="0.01")
     transfer: ClassVar = transfer_attack(panel)
     default_iterations = 30_000

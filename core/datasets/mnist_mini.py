@@ -25,7 +25,7 @@ class MnistMini(Dataset):
     test_size = 2_000
     checksums: ClassVar = {"mnist_mini.npz": "c38ddce61555d91942ce4e9094ffb445"}
     network = "mnist_cnn"
-    epsilon = "0.3"
+    eps = "0.3"
     panel: ClassVar = attack_panel("0.3", "0.4", iterations=(10, 30), pgd_step="0.01")
     transfer: ClassVar = transfer_attack(panel)
     default_iterations = 5_000  # the 128 epochs that the paper's 30,000 iterations are on all of MNIST

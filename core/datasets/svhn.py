@@ -26,7 +26,7 @@ class Svhn(Dataset):
     source = "run `gauntlet data svhn`"
     instead = "take the dataset synth-digits, drawn digits that are not SVHN"
     network = "svhn_cnn"
-    epsilon = "24/255"
+    eps = "24/255"
     panel: ClassVar = attack_panel("24/255", iterations=(10, 20, 30), pgd_step="2/255")  # eps / 12
     transfer: ClassVar = transfer_attack(panel)
     defaults: ClassVar = defaults_at("24/255", "8/255", dissimilarity_weight=0.3)

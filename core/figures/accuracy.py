@@ -38,7 +38,7 @@ class AccuracyFigure(Figure):
 
         The attack's own eps, which is not used, is the dataset's usual one, whatever was given: no key depends on it.
         """
-        usual = parse_pixels(dataset.epsilon)
+        usual = parse_pixels(dataset.eps)
         eps = sorted(set(self.eps)) if self.eps else [min(Fraction(1), usual * i / 6) for i in range(9)]
         attack = fill(self.attack).model_copy(update={"eps": usual})
         return self.model_copy(update={"eps": eps, "attack": attack, "limit": dataset.first(self.limit)})

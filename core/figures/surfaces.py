@@ -92,7 +92,7 @@ def without_way(direction: Any) -> tuple[str, str] | None:
 
 def usual_reach(dataset: Dataset) -> Fraction:
     """Return 4/3 of the dataset's usual radius, the paper's 0.4 on MNIST."""
-    return min(Fraction(1), parse_pixels(dataset.epsilon) * 4 / 3)
+    return min(Fraction(1), parse_pixels(dataset.eps) * 4 / 3)
 
 
 def plane_of(part: Part, direction: Attack, clip: bool) -> str:

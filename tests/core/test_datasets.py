@@ -102,7 +102,7 @@ class TestEveryKind:
     def test_the_panel_is_made_of_attacks_at_its_eps(self, kind: type[Dataset]):
         attacks = [ATTACKS[entry["kind"]].model_validate(entry) for entry in kind.panel]
         assert attacks[0].kind == "none"
-        assert Fraction(kind.epsilon) in [attack.eps for attack in attacks[1:]]
+        assert Fraction(kind.eps) in [attack.eps for attack in attacks[1:]]
         assert len({attack.identity() for attack in attacks}) == len(attacks)
         assert kind.transfer in kind.panel
         assert kind.transfer == transfer_attack(kind.panel)
@@ -111,7 +111,7 @@ class TestEveryKind:
     def test_its_own_defaults_are_fields_of_the_kinds_they_name(self, kind: type[Dataset]):
         for name, fields in kind.defaults.items():
             spec = {**ATTACKS, **DEFENSES}[name].model_validate({"kind": name, **fields})
-            assert fields.get("eps1", kind.epsilon) == kind.epsilon
+            assert fields.get("eps1", kind.eps) == kind.eps
             assert spec.model_fields_set == {"kind", *fields}
 
     def test_default_panels_are_those_of_the_design(self):

@@ -143,8 +143,7 @@ class TestDefaults:
         ids=lambda cls: cls.__name__,
     )
     def test_every_radius_that_is_left_out_is_the_datasets(self, dataset: str, cls: Any):
-        epsilon = parse_pixels(DATASETS[dataset].epsilon)
-        assert filled(cls(), DATASETS[dataset]()).eps == epsilon
+        assert filled(cls(), DATASETS[dataset]()).eps == parse_pixels(DATASETS[dataset].eps)
         assert filled(cls(eps="1/255"), DATASETS[dataset]()).eps == parse_pixels("1/255")
 
     def test_the_radius_of_a_uniform_second_step_is_the_datasets_eps2(self):
