@@ -27,20 +27,23 @@ def test_equal_seeds_give_equal_weights_and_the_global_generator_is_left_alone(n
 def test_logits_come_out_of_images_in_evaluation_mode(network):
     model = network.build(0)
     assert not model.training
-    assert model(torch.rand(2, *network.input_shape)).shape == (2, network.classes)
+    assert model(torch.zeros(2, *network.input_shape)).shape == (2, network.classes)
 
 
 def test_operations_are_those_torch_counts(network):
     with FlopCounterMode(display=False) as counter:
-        network.build(0)(torch.rand(1, *network.input_shape))
+        network.build(0)(torch.zeros(1, *network.input_shape))
     assert counter.get_total_flops() == network.flop
 
 
 def test_initial_weights_are_distributed_as_torchs_own(network):
+    """A maximum of 500 draws lies one per cent below its bound once in 150 times: torch's too are drawn from a seed."""
     for layer in network.build(0).modules():
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
-        fresh = type(layer)(*_arguments(layer))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fresh = type(layer)(*_arguments(layer))
         for name, weight in layer.named_parameters():
             own = getattr(fresh, name)
             if weight.numel() > 500:
