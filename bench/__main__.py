@@ -174,7 +174,7 @@ def training_rows(
         schedule = Training.model_validate({"iterations": 1_000_000, "precision": precision})
         loops = {
             "ours": Loop(
-                defense=defense, network=network, training=schedule, execution=execution, recipe="bench", seed=0,
+                defense=defense, network=network, training=schedule, execution=execution, mathematics="bench", seed=0,
                 images=images, labels=labels,
             ),
             "plain": plain.Loop(loss, images, targets, execution.device),
@@ -202,8 +202,8 @@ def layout_rows(
         works = {
             who: partial(_advance, Loop(
                 defense=defense, network=network, execution=execution.model_copy(update={"layout": layout}),
-                training=Training.model_validate({"iterations": 1_000_000, "precision": precision}), recipe="bench",
-                seed=0, images=data.train_images, labels=data.train_labels,
+                training=Training.model_validate({"iterations": 1_000_000, "precision": precision}),
+                mathematics="bench", seed=0, images=data.train_images, labels=data.train_labels,
             ))
             for who, layout in (("ours", execution.layout), (other, other))
         }  # fmt: skip
@@ -228,7 +228,7 @@ def crafting_rows(
     n = options.images
     schedule = Training(iterations=30, batch_size=32)
     weights = train(
-        DEFENSES["fgsm_adv"](), network, schedule, execution, recipe="bench", seed=0, images=data.train_images,
+        DEFENSES["fgsm_adv"](), network, schedule, execution, mathematics="bench", seed=0, images=data.train_images,
         labels=data.train_labels,
     ).weights  # fmt: skip
     model = load_model(network, weights, execution)

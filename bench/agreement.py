@@ -55,7 +55,7 @@ def _compared(sample: dict[str, list[float]]) -> dict[str, Any]:
 def _ours(kind: str, data: Any, execution: Execution, seed: int, iterations: int) -> Any:
     network = NETWORKS["mnist_cnn"]()
     weights = train(
-        DEFENSES[kind](), network, Training(iterations=iterations, batch_size=64), execution, recipe="agreement",
+        DEFENSES[kind](), network, Training(iterations=iterations, batch_size=64), execution, mathematics="agreement",
         seed=seed, images=data.train_images, labels=data.train_labels,
     ).weights  # fmt: skip
     return load_model(network, weights, execution)

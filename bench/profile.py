@@ -45,7 +45,7 @@ def measured(execution: Execution) -> tuple[dict[str, float], str]:
     with configured(execution):
         loop = Loop(
             defense=DEFENSES["e2sad"](), network=NETWORKS["mnist_cnn"](), training=Training(iterations=2 * ITERATIONS),
-            execution=execution, recipe="profile", seed=0, images=data.train_images, labels=data.train_labels,
+            execution=execution, mathematics="profile", seed=0, images=data.train_images, labels=data.train_labels,
         )  # fmt: skip
         for _ in range(ITERATIONS):
             loop.advance()

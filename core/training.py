@@ -1,8 +1,8 @@
 """Training: one loop for every defense, repeatable to the last bit, resumable from any checkpoint.
 
 The training set stays on the device as whole pixel values; batches are gathered and scaled there. On one device class
-the weights are a pure function of the arguments: initialisation, data order and noise are derived from (recipe, seed)
-and the number of the iteration, never from a generator's state.
+the weights are a pure function of the arguments: initialisation, data order and noise are derived from (mathematics,
+seed) and the number of the iteration, never from a generator's state.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def train(
     training: Training,
     execution: Execution,
     *,
-    recipe: str,
+    mathematics: str,
     seed: int,
     images: Tensor,
     labels: Tensor,
@@ -96,8 +96,8 @@ def train(
 ) -> Trained:
     """Return the network trained by `defense` on `images` (whole numbers, [N, C, H, W]) and `labels` ([N]).
 
-    `recipe` names everything but seed and execution; `resume` is a checkpoint of the same training, and the result is
-    that of the undisturbed run, bit for bit.
+    `mathematics` names everything but seed and execution; `resume` is a checkpoint of the same training, and the result
+    is that of the undisturbed run, bit for bit.
 
     `micro_batch` bounds the examples that go through the network at once; the gradients of a batch's parts add up to
     its own, but for rounding. Where memory runs out it is halved, and `tell` hears of it. A defense that is not
@@ -116,7 +116,7 @@ def train(
             network=network,
             training=training,
             execution=execution,
-            recipe=recipe,
+            mathematics=mathematics,
             seed=seed,
             images=images,
             labels=labels,
@@ -170,11 +170,11 @@ def weights_from_bytes(data: bytes) -> dict[str, Tensor]:
 class Order:
     """The data order: shuffled epochs, one after the other without a gap; a batch may straddle two.
 
-    Every epoch is a permutation of its own, derived from (recipe, seed, epoch), so the order is a pure function of
+    Every epoch is a permutation of its own, derived from (mathematics, seed, epoch), so the order is a pure function of
     the iteration and every image is shown equally often.
     """
 
-    recipe: str
+    mathematics: str
     seed: int
     examples: int
     batch_size: int
@@ -198,7 +198,7 @@ class Order:
         import torch
 
         if epoch not in self._epochs:
-            generator = torch.Generator().manual_seed(derive_seed(self.recipe, self.seed, "order", epoch))
+            generator = torch.Generator().manual_seed(derive_seed(self.mathematics, self.seed, "order", epoch))
             order = torch.randperm(self.examples, generator=generator)
             # pinned, so that the copy does not wait for what the device has yet to do
             order = order.pin_memory() if self.device == "cuda" else order
@@ -220,7 +220,7 @@ class Loop:
         network: Network,
         training: Training,
         execution: Execution,
-        recipe: str,
+        mathematics: str,
         seed: int,
         images: Tensor,
         labels: Tensor,
@@ -231,12 +231,12 @@ class Loop:
         self.portion = Portion(size, tell, least=1 if defense.additive else size)
         self.looked_at = Portion(size)
         self.defense, self.training, self.execution, self.monitor = defense, training, execution, monitor
-        self.identity = {"recipe": recipe, "seed": seed, "execution": execution.model_dump()}
+        self.identity = {"mathematics": mathematics, "seed": seed, "execution": execution.model_dump()}
         self.images, self.labels = images.to(execution.device), labels.to(execution.device)
         self.targets = soft_targets(self.labels, network.classes, defense.label_smoothing, number_format(execution))
-        self.order = Order(recipe, seed, len(images), training.batch_size, execution.device)
-        self.noise_seed = derive_seed(recipe, seed, "noise")
-        self.model = placed(network.build(derive_seed(recipe, seed, "init")), execution).train()
+        self.order = Order(mathematics, seed, len(images), training.batch_size, execution.device)
+        self.noise_seed = derive_seed(mathematics, seed, "noise")
+        self.model = placed(network.build(derive_seed(mathematics, seed, "init")), execution).train()
         self.called = in_bfloat16(self.model) if training.precision == "bf16" else self.model
         self.params = list(self.model.parameters())
         self.optimiser = _optimiser(training, self.params)

@@ -141,6 +141,10 @@ class Process:
         self._popen.wait()
 
 
+FAULTY_DEVICE = os.pathsep.join([str(Path(__file__).with_name("faulty_device")), str(Path(__file__).parents[1])])
+"""PYTHONPATH of a worker whose device obeys MEMORY_EXAMPLES and DEVICE_BREAKS."""
+
+
 class Processes:
     """API, keeper and workers of one service, on one database, one broker and one STATE_DIR."""
 

@@ -18,7 +18,6 @@ from core.compute import keep_freed_memory
 from store.settings import settings
 from store.stages import JITTER
 from worker.app import BELL
-from worker.crashpoints import break_device, limit_memory
 from worker.devices import computes
 from worker.process import WorkerProcess
 from worker.runner import DeviceBroken
@@ -81,10 +80,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
-    limit_memory()
     if not computes():
         sys.exit(EXIT_BROKEN)
-    break_device()
     process = WorkerProcess(settings())
     line = Line(process, socket.socket(fileno=0), settings().look_seconds)
     signal.signal(signal.SIGTERM, line.hang_up)

@@ -78,7 +78,7 @@ class Train(Stage):
 
         def attempt(resume: bytes | None) -> Any:
             return train(
-                self.defense, self.network, self.training, self.execution, recipe=self.mathematics, seed=self.seed,
+                self.defense, self.network, self.training, self.execution, mathematics=self.mathematics, seed=self.seed,
                 images=data.train_images, labels=data.train_labels, resume=resume, monitor=context.monitor,
                 tell=context.log,
             )  # fmt: skip

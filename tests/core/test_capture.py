@@ -33,7 +33,7 @@ def run(
     schedule = {"iterations": 20, "batch_size": 8, "precision": precision, **(schedule or {})}
     images, labels = tiny_pixels(20)
     return train(
-        small(DEFENSES[kind]), TinyNet(), Training.model_validate(schedule), execution, recipe="recipe", seed=0,
+        small(DEFENSES[kind]), TinyNet(), Training.model_validate(schedule), execution, mathematics="recipe", seed=0,
         images=images, labels=labels, **others,
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ def test_captured_equals_eager_on_the_papers_networks(network: str, second_step:
     both = [
         train(
             DEFENSES["e2sad"].model_validate({"kind": "e2sad", "second_step": second_step}), found,
-            Training(iterations=8, batch_size=8), execution, recipe="recipe", seed=0, images=pixels,
+            Training(iterations=8, batch_size=8), execution, mathematics="recipe", seed=0, images=pixels,
             labels=torch.arange(24) % found.classes,
         )
         for execution in (CAPTURED, EAGER)

@@ -43,7 +43,7 @@ def of_attack(attack) -> dict[str, list[float]]:
 
 def of_defense(defense, schedule: Training = SCHEDULE) -> dict[str, list[float]]:
     pixels, labels = tiny_pixels(20)
-    trained = train(defense, TinyNet(), schedule, EXACT, recipe="golden", seed=0, images=pixels, labels=labels)
+    trained = train(defense, TinyNet(), schedule, EXACT, mathematics="golden", seed=0, images=pixels, labels=labels)
     last = [value for name, value in sorted(trained.curve[-1].items()) if name not in {"iteration", "accuracy"}]
     return {"losses": last} | {name: figures(weight) for name, weight in trained.weights.items()}
 

@@ -61,7 +61,7 @@ def defense(request):
 def run(defense, training=ONE_STEP, execution=EXACT, **others):
     images, labels = tiny_pixels(20)
     return train(
-        defense, TinyNet(), training, execution, recipe="recipe", seed=0, images=images, labels=labels, **others
+        defense, TinyNet(), training, execution, mathematics="recipe", seed=0, images=images, labels=labels, **others
     )  # fmt: skip
 
 

@@ -34,11 +34,11 @@ def defense(request):
     return small(DEFENSES[request.param])
 
 
-def run(defense=None, training=SHORT, execution=FAST, seed=0, recipe="recipe", **others) -> Trained:
+def run(defense=None, training=SHORT, execution=FAST, seed=0, mathematics="recipe", **others) -> Trained:
     images, labels = tiny_pixels(20)
     return train(
         defense or Natural(), TinyNet(), training, execution,
-        recipe=recipe, seed=seed, images=images, labels=labels, **others,
+        mathematics=mathematics, seed=seed, images=images, labels=labels, **others,
     )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_twenty_iterations_equal_a_plain_loop(defense, training):
 def test_equal_arguments_give_equal_bits_and_other_seeds_other_weights(defense):
     first = run(defense)
     assert equal(first, run(defense))
-    for other in (run(defense, seed=1), run(defense, recipe="other")):
+    for other in (run(defense, seed=1), run(defense, mathematics="other")):
         assert all(not torch.equal(weight, other.weights[name]) for name, weight in first.weights.items())
 
 
@@ -145,7 +145,7 @@ class TestBrokenCheckpoints:
         with pytest.raises(ArtifactCorrupt, match="header"):
             run(resume=weights_to_bytes(tiny_model().state_dict()))
 
-    @pytest.mark.parametrize("others", [{"seed": 1}, {"recipe": "other"}, {"execution": EXACT}])
+    @pytest.mark.parametrize("others", [{"seed": 1}, {"mathematics": "other"}, {"execution": EXACT}])
     def test_one_of_another_training_is_corrupt(self, checkpoint, others):
         with pytest.raises(ArtifactCorrupt, match="another training"):
             run(resume=checkpoint, **others)
@@ -153,7 +153,7 @@ class TestBrokenCheckpoints:
     def test_one_of_another_network_is_corrupt(self, checkpoint):
         with pytest.raises(ArtifactCorrupt, match="does not fit"):
             train(
-                Natural(), MnistCnn(), SHORT, FAST, recipe="recipe", seed=0,
+                Natural(), MnistCnn(), SHORT, FAST, mathematics="recipe", seed=0,
                 images=torch.zeros(8, 1, 28, 28, dtype=torch.uint8), labels=torch.zeros(8, dtype=torch.int64),
                 resume=checkpoint,
             )  # fmt: skip
@@ -228,7 +228,7 @@ def test_an_iteration_is_its_passes_and_no_look_at_the_accuracy(defense):
     """It is what the bench measures and what the profile shows."""
     images, labels = tiny_pixels(20)
     loop = Loop(
-        defense=defense, network=TinyNet(), training=SHORT, execution=FAST, recipe="recipe", seed=0, images=images,
+        defense=defense, network=TinyNet(), training=SHORT, execution=FAST, mathematics="recipe", seed=0, images=images,
         labels=labels,
     )  # fmt: skip
     with CountPasses(SHORT.batch_size) as counted:
@@ -256,7 +256,7 @@ class TestOrder:
     def test_a_batch_may_be_larger_than_the_set(self):
         assert len(Order("r", 0, 3, 8, "cpu")(1)) == 8
         images, labels = tiny_pixels(3)
-        trained = train(Natural(), TinyNet(), SHORT, FAST, recipe="r", seed=0, images=images, labels=labels)
+        trained = train(Natural(), TinyNet(), SHORT, FAST, mathematics="r", seed=0, images=images, labels=labels)
         assert trained.curve
 
 
@@ -346,7 +346,7 @@ def test_the_papers_network_is_repeatable_on_several_threads():
 
     def once(**others) -> Trained:
         return train(
-            E2SAD(), MnistCnn(), schedule, plan, recipe="r", seed=0, images=pixels, labels=labels, **others
+            E2SAD(), MnistCnn(), schedule, plan, mathematics="r", seed=0, images=pixels, labels=labels, **others
         )  # fmt: skip
 
     whole, monitor = once(), Recording(checkpoint_at=2)

@@ -41,7 +41,7 @@ watch = Seen(claim, time.monotonic(), {EVERY}, lambda _, data: write_atomically(
 data = DATASETS["mnist-mini"]().load(Path("unused"))
 note("began", 0)
 train(
-    Natural(), MnistCnn(), Training(iterations=int(sys.argv[1]), batch_size=4), Execution(threads=1), recipe="r",
+    Natural(), MnistCnn(), Training(iterations=int(sys.argv[1]), batch_size=4), Execution(threads=1), mathematics="r",
     seed=0, images=data.train_images, labels=data.train_labels, monitor=watch,
     resume=kept.read_bytes() if kept.exists() else None,
 )

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.processes import FAULTY_DEVICE
 from tests.worker import specs
 from tests.worker.calm import Calm
 from tests.worker.conftest import Service
@@ -13,7 +14,7 @@ from tests.worker.conftest import Service
 def little_memory(service: Service) -> Iterator[Service]:
     """The service with one worker, whose networks take three examples at once."""
     service.stop("worker")
-    service.start("worker2", MEMORY_EXAMPLES="3")
+    service.start("worker2", PYTHONPATH=FAULTY_DEVICE, MEMORY_EXAMPLES="3")
     yield service
     service.stop("worker2")
 
@@ -32,7 +33,7 @@ def test_a_stage_goes_on_in_smaller_parts(little_memory: Service):
 
 def test_a_stage_that_never_fits_fails_and_says_what_it_needed(service: Service):
     service.stop("worker")
-    service.start("worker2", MEMORY_EXAMPLES="0")
+    service.start("worker2", PYTHONPATH=FAULTY_DEVICE, MEMORY_EXAMPLES="0")
     job = service.finished(service.post(specs.training(2)), 120)
     stage = service.stage(job)
     assert (job["state"], stage["state"]) == ("failed", "failed")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Processes, wait_until
+from tests.processes import FAULTY_DEVICE, Processes, wait_until
 from tests.worker import specs
 from tests.worker.calm import assert_as_calm
 
@@ -109,7 +109,7 @@ def test_a_broken_device(service: Processes, tmp_path: Path) -> None:
     """It costs the stage at hand a loss and the process its life; its successor does the rest. No stage is failed."""
     breaks = tmp_path / "breaks"
     breaks.touch()
-    worker = service.start("worker", DEVICE_BREAKS=str(breaks))
+    worker = service.start("worker", PYTHONPATH=FAULTY_DEVICE, DEVICE_BREAKS=str(breaks))
     spec = specs.white_box(2)
     job = service.succeeded(service.post(spec))
     assert_as_calm(service, job, spec)
