@@ -18,8 +18,6 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -312,9 +310,6 @@ def on_store_away(_: Request, error: Exception) -> JSONResponse:
 
 def _come_again(message: str) -> JSONResponse:
     return reply(Unavailable(message), {"Retry-After": str(RETRY_SECONDS)})
-
-
-DATABASE_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
 
 
 def on_bug(_: Request, error: Exception) -> JSONResponse:

@@ -22,6 +22,7 @@ from core.errors import SpecError, StoreAway
 from core.jobs import JOB
 from core.suites import suites
 from store import migrate
+from store.database import AWAY
 from store.settings import Settings, settings
 
 THREADS = 24
@@ -60,7 +61,7 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     app.add_exception_handler(SpecError, errors.on_spec_error)
     app.add_exception_handler(RequestValidationError, errors.on_request_error)
     app.add_exception_handler(HTTPException, errors.on_http_error)
-    for error in errors.DATABASE_ERRORS:
+    for error in AWAY:
         app.add_exception_handler(error, errors.on_database_error)
     app.add_exception_handler(StoreAway, errors.on_store_away)
     app.add_exception_handler(events.NothingFollows, events.on_nothing_follows)

@@ -17,7 +17,7 @@ from store.broker import Ringer, celery_app
 from store.database import Database
 from store.settings import Settings
 
-PATIENCE_SECONDS = 5.0
+BUSY_SECONDS = 5.0
 """How long a request waits for other writers of an embedded database before it is told to come again."""
 
 
@@ -37,7 +37,7 @@ class Service:
     def open(cls, settings: Settings) -> "Service":
         """Return a service on what the settings name."""
         ringer = Ringer(celery_app(settings))
-        database = Database(settings.sql_url, PATIENCE_SECONDS)
+        database = Database(settings.sql_url, BUSY_SECONDS)
         return cls(settings, database, open_store(settings.artifacts, settings.s3, database), ringer)
 
     def close(self) -> None:

@@ -133,10 +133,6 @@ class Client:
         """Return the white-box or black-box matrix."""
         return self._json("GET", f"/results/{name}-matrix", params=filters)
 
-    def matrix_as(self, name: str, form: str, **filters: Any) -> str:
-        """Return the matrix as csv, markdown, latex or text, the last for a terminal."""
-        return self._send("GET", f"/results/{name}-matrix", params={**filters, "format": form}).text
-
     def paper(self, table: int, **filters: Any) -> dict[str, Any]:
         """Return a table of the paper, published beside measured."""
         return self._json("GET", f"/results/paper/{table}", params=filters)

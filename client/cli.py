@@ -224,7 +224,7 @@ def _submit(options: argparse.Namespace) -> int:
     if options.matrices:
         for name in ("whitebox", "blackbox"):
             print()
-            print(client.matrix_as(name, "text", job=answer["id"]), end="")
+            print(client.text(f"/results/{name}-matrix", format="text", job=answer["id"]), end="")
     return status
 
 

@@ -179,7 +179,7 @@ def _page(client: Client, found: dict[str, Any], counts: str) -> str:
     only = {"job": found["job"]["id"]}
     tables = [client.text(f"/results/paper/{number}", format="markdown", **only) for number in found["tables"]]
     matrices = [
-        f"### {name} matrix\n\n{client.matrix_as(name, 'markdown', **only)}"
+        f"### {name} matrix\n\n{client.text(f'/results/{name}-matrix', format='markdown', **only)}"
         for name, matrix in found["matrices"].items()
         if matrix["scope"]
     ]

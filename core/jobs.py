@@ -24,10 +24,11 @@ from core.attacks import AnyAttack
 from core.datasets import DATASETS
 from core.defenses import AnyDefense
 from core.errors import SpecError
-from core.fields import Count, Number, Seed, Share
+from core.fields import Count, Seed, Share
 from core.figures import AnyFigure
 from core.kinds import Spec, known_name, names_of
 from core.networks import AnyNetwork
+from core.training import BatchSize, LearningRate, Momentum, Optimiser, Precision, WeightDecay
 
 MAX_MODELS = 200
 MAX_SEEDS = 100
@@ -71,17 +72,17 @@ class TrainingRequest(Spec):
     """Optimiser steps. Give this or `epochs`."""
     epochs: Count | None = None
     """Passes over the training set. Give this or `iterations`."""
-    batch_size: Annotated[int, Field(strict=True, ge=1, le=65536)] | None = None
+    batch_size: BatchSize | None = None
     """Examples per step."""
-    optimiser: Literal["adam", "sgd"] | None = None
+    optimiser: Optimiser | None = None
     """Update rule."""
-    lr: Annotated[Number, Field(gt=0, le=10)] | None = None
+    lr: LearningRate | None = None
     """Learning rate."""
-    momentum: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    momentum: Momentum | None = None
     """Momentum of sgd."""
-    weight_decay: Annotated[Number, Field(ge=0, le=1)] | None = None
+    weight_decay: WeightDecay | None = None
     """L2 penalty."""
-    precision: Literal["float32", "tf32", "bf16"] | None = None
+    precision: Precision | None = None
     """What the training's matrix products compute in."""
     label_smoothing: Annotated[Share, Field(lt=1)] | None = None
     """Training targets of every defense that does not set its own: 1 - this on the true class, this over the rest."""

@@ -41,22 +41,30 @@ CLOSEST = 25
 """Iterations between two readings, at least: each costs a forward pass, so 1 % of natural training, less of others."""
 
 
+BatchSize = Annotated[int, Field(strict=True, ge=1, le=65536)]
+Optimiser = Literal["adam", "sgd"]
+LearningRate = Annotated[Number, Field(gt=0, le=10)]
+Momentum = Annotated[Number, Field(ge=0, lt=1)]
+WeightDecay = Annotated[Number, Field(ge=0, le=1)]
+Precision = Literal["float32", "tf32", "bf16"]
+
+
 class Training(Spec):
     """The schedule: how long, in what batches, by which update rule."""
 
     iterations: Count
     """Optimiser steps."""
-    batch_size: Annotated[int, Field(strict=True, ge=1, le=65536)] = 256
+    batch_size: BatchSize = 256
     """Examples per step."""
-    optimiser: Literal["adam", "sgd"] = "adam"
+    optimiser: Optimiser = "adam"
     """Update rule; the paper says Adam for SVHN and nothing for MNIST."""
-    lr: Annotated[Number, Field(gt=0, le=10)] = 1e-3
+    lr: LearningRate = 1e-3
     """Learning rate."""
-    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    momentum: Momentum = 0.9
     """Momentum of sgd; adam has none."""
-    weight_decay: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    weight_decay: WeightDecay = 0.0
     """L2 penalty added to the gradient, per unit of weight."""
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    precision: Precision = "float32"
     """What the training's matrix products compute in; weights, losses and every evaluation are float32. tf32 needs a
     CUDA device and is float32 elsewhere."""
 

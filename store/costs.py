@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from core.canonical import canonical_json
-from core.stages.train import Train
+from core.stages.train import CURVE, Train
 from store.models import Job, JobModel, Result, Stage, StageArtifact
 from store.stages import IS_TRAINED
 
@@ -81,7 +81,7 @@ def trainings(
     rows = session.execute(
         select(Stage.id, Stage.key, Stage.spec, Result.payload, Result.environment, StageArtifact.sha256)
         .join(Result, Result.stage_id == Stage.id)
-        .outerjoin(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == "curve"))
+        .outerjoin(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == CURVE))
         .where(Stage.id.in_(ids))
     )
     found = {row.id: Training(row.key, labels[row.id], *row[2:]) for row in rows}

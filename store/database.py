@@ -18,12 +18,15 @@ from psycopg import OperationalError as PsycopgOperationalError
 from sqlalchemy import Connection, Engine, Float, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
 
 T = TypeVar("T")
+AWAY = (OperationalError, InterfaceError, PoolTimeout)
+"""What is raised where the database does not answer, or takes no writes: nobody's fault, and it passes."""
 CHUNK = 400
 """Rows per statement: below SQLite's and PostgreSQL's limits on bound parameters."""
 _HALVES = re.compile("[\ud800-\udfff]")

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Select, and_, bindparam, delete, exists, func, insert, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
+from core.stages import DESCRIPTIONS
 from store import events, stages, tallies
 from store.database import chunks, db_now
 from store.models import (
@@ -28,8 +29,6 @@ from store.stages import Bell, StaleFence, StoredArtifact
 
 MAX_WITHDRAWN = 3
 """Results of a stage that workers may find lost. A store that loses them again and again needs a person."""
-DESCRIPTION = "curve"
-"""The artifact that describes how a stage went, with times: what no other stage computes from."""
 
 
 def report(session: Session, stage_id: int, fence: int, sha256: str, reason: str) -> list[Bell] | None:
@@ -201,10 +200,10 @@ def _resting_on_other_bytes(session: Session, stage_id: int, artifacts: Sequence
     """Return the succeeded stages below one whose withdrawn result had other bytes than these."""
     before = session.scalars(_LAST_LOST, {"stage": stage_id}).first()
     after = {artifact.name: artifact.sha256 for artifact in artifacts}
-    if before is None or _without_description(before) == _without_description(after):
+    if before is None or _without_descriptions(before) == _without_descriptions(after):
         return []
     return list(session.scalars(stages.below(stage_id, StageState.SUCCEEDED)))
 
 
-def _without_description(artifacts: dict[str, str]) -> dict[str, str]:
-    return {name: sha256 for name, sha256 in artifacts.items() if name != DESCRIPTION}
+def _without_descriptions(artifacts: dict[str, str]) -> dict[str, str]:
+    return {name: sha256 for name, sha256 in artifacts.items() if name not in DESCRIPTIONS}

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     @field_validator("worker_queues")
     @classmethod
     def _of_known_queues(cls, given: str) -> str:
-        unknown = [name for name in _names(given) if name not in QUEUES]
+        unknown = [name for name in names(given) if name not in QUEUES]
         if unknown:
             raise ValueError(f"there is no queue {unknown[0]!r}, only {' and '.join(QUEUES)}")
         return given
@@ -112,12 +112,12 @@ class Settings(BaseSettings):
     @property
     def host_names(self) -> tuple[str, ...]:
         """The names of ALLOWED_HOSTS."""
-        return tuple(_names(self.allowed_hosts.lower()))
+        return tuple(names(self.allowed_hosts.lower()))
 
     @property
     def queues(self) -> list[str]:
         """The queues of WORKER_QUEUES; none where the device decides."""
-        return _names(self.worker_queues)
+        return names(self.worker_queues)
 
     @property
     def artifacts(self) -> str:
@@ -136,7 +136,8 @@ class Settings(BaseSettings):
         return {name: value for name, value in given.items() if value}
 
 
-def _names(given: str) -> list[str]:
+def names(given: str) -> list[str]:
+    """Return the names of a comma-separated list."""
     return [name.strip() for name in given.split(",") if name.strip()]
 
 

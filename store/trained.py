@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from core.stages.train import WEIGHTS
 from store.models import Evaluation, JobModel, Stage, StageArtifact
 from store.stages import IS_TRAINED
 
@@ -33,7 +34,7 @@ def newest(session: Session, *, before: int | None, limit: int, dataset: str | N
     """Return one page of trained models."""
     query = (
         select(Stage, StageArtifact.sha256)
-        .join(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == "weights"))
+        .join(StageArtifact, (StageArtifact.stage_id == Stage.id) & (StageArtifact.name == WEIGHTS))
         .where(IS_TRAINED)
         .order_by(Stage.id.desc())
         .limit(limit + 1)

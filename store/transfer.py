@@ -13,8 +13,7 @@ from sqlalchemy.orm import Session
 from core import bundle
 from core.bundle import Bundle, BundleError, CarriedModel, FileEntry, JobEntry, Manifest, StageEntry
 from core.canonical import digest
-from core.stages.draw import MEDIA, VALUES
-from core.stages.train import CURVE
+from core.stages import DESCRIPTIONS
 from store import idempotency, jobs, lost, stages
 from store.artifacts import ArtifactStore
 from store.database import Database, db_now
@@ -25,8 +24,6 @@ from store.stages import StoredArtifact
 CARRIED = tuple(kind.model_fields["kind"].default for kind in bundle.ORDER)
 IMPORTED = "imported"
 """Tag of the jobs that a file brought, and the field of a stage's environment that says where it came from."""
-DESCRIPTIONS = {CURVE, *(MEDIA.keys() - {VALUES})}
-"""Artifacts that may differ where the result is the same: another matplotlib draws other pixels."""
 LEFT_OUT = "left_out"
 """Field of an imported stage's environment: the artifacts that stayed behind, as the file named them."""
 

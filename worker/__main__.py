@@ -10,7 +10,7 @@ from pathlib import Path
 
 from celery.platforms import SecurityWarning
 
-from store.settings import Settings, settings
+from store.settings import Settings, names, settings
 from worker.devices import queues
 from worker.patience import await_schema
 
@@ -23,10 +23,9 @@ DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 def _gpus(chosen: Settings) -> list[str]:
     """Return the CUDA devices to use, as CUDA_VISIBLE_DEVICES names them."""
     if chosen.worker_gpus:
-        return [name.strip() for name in chosen.worker_gpus.split(",") if name.strip()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    names = [name.strip() for name in visible.split(",") if name.strip()]
-    return [names[number] if names else str(number) for number in range(count_gpus())]
+        return names(chosen.worker_gpus)
+    visible = names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    return [visible[number] if visible else str(number) for number in range(count_gpus())]
 
 
 def count_gpus() -> int:

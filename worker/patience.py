@@ -7,17 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from store import migrate
-from store.database import Database
+from store.database import AWAY, Database
 from worker.watch import Watch
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-AWAY = (OperationalError, InterfaceError, PoolTimeout)
-"""The database does not answer, or takes no writes: no fault of the stage."""
 FIRST_SECONDS = 0.2
 LONGEST_SECONDS = 10.0
 SLICE_SECONDS = 0.1

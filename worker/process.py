@@ -23,11 +23,10 @@ from store import refusals, stages, workers
 from store.artifacts import open_store
 from store.broker import Ringer, celery_app
 from store.crashpoints import crashpoint
-from store.database import Database
+from store.database import AWAY, Database
 from store.settings import Settings
 from store.stages import Claim
 from worker.devices import device_class, device_name, queues
-from worker.patience import AWAY
 from worker.runner import StageRunner
 from worker.watch import Watch
 
@@ -45,7 +44,7 @@ the order, and these, POLL_SECONDS and GRACE_SECONDS: less than 15 s."""
 SAVE_SECONDS = 10.0
 """How long it lives on to save what it has found, at most, as long as its lease lasts."""
 EXIT_STUCK = 75
-PATIENCE_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 """Between two attempts to register, or to claim, where SQL does not answer."""
 
 
@@ -73,7 +72,7 @@ class WorkerProcess:
         """Register, waiting for SQL, and begin to report; load torch now, so that the first stage finds it warm."""
         row = self._row = self._describe()
         while not self._draining and not self._registered(row):
-            self._ended.wait(PATIENCE_SECONDS)
+            self._ended.wait(RETRY_SECONDS)
         self._heart.start()
         self._conscience.start()
         log.info("worker %s serves %s on %s", self._incarnation[:8], row["queues"], row["device_name"])
@@ -87,7 +86,7 @@ class WorkerProcess:
                 claim = self._claim()
             except AWAY as error:
                 log.warning("no work for now: %s", error)
-                self._ended.wait(PATIENCE_SECONDS)
+                self._ended.wait(RETRY_SECONDS)
                 continue
             if claim is None:
                 return

@@ -8,10 +8,10 @@ from core.stages import Outcome
 from store import garbage, lost, stages
 from store.artifacts import ArtifactStore
 from store.crashpoints import crashpoint
-from store.database import Database
+from store.database import AWAY, Database
 from store.models import StageState
 from store.stages import Bell, Claim, StaleFence, StoredArtifact
-from worker.patience import AWAY, patiently
+from worker.patience import patiently
 from worker.spool import Finding, Spool
 from worker.watch import Watch
 

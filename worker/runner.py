@@ -30,12 +30,12 @@ from store import lost, refusals, stages
 from store.artifacts import ArtifactStore
 from store.broker import Ringer
 from store.crashpoints import crashpoint
-from store.database import Database
+from store.database import AWAY, Database
 from store.settings import Settings
 from store.stages import Bell, Claim, StaleFence, StoredArtifact
 from store.workers import ALIVE_HEARTBEATS
 from worker.devices import computes, device_class
-from worker.patience import AWAY, patiently
+from worker.patience import patiently
 from worker.publisher import Publisher
 from worker.spool import Finding, Spool
 from worker.watch import Watch
@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 FINAL = (SpecError, OutOfMemory)
 """Errors that the same spec meets again: they fail at once."""
-PATIENCE_SECONDS = 600.0
+REFUSED_SECONDS = 600.0
 """How long a stage waits, which every live worker has refused, for another to come; for missing files not at all."""
 
 
@@ -168,7 +168,7 @@ class StageRunner:
         watch.add_line(f"the worker on {host} cannot run it: {unfit}")
         cause = {"cause": type(unfit).__name__, "message": str(unfit), "refused_by": host}
         alive = ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
-        patience = 0.0 if isinstance(unfit, DatasetMissing) else PATIENCE_SECONDS
+        patience = 0.0 if isinstance(unfit, DatasetMissing) else REFUSED_SECONDS
         self.has_refused = True
         return self._ended(
             claim, watch,

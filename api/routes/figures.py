@@ -14,6 +14,7 @@ from api.service import Service, ServiceDep
 from core.errors import ArtifactCorrupt
 from core.figures import FIGURES
 from core.jobs import DatasetName, Key
+from core.stages.draw import VALUES
 from store import stages
 from store.figures import DrawnFigure, FigureFilters, figures
 from store.models import StageState
@@ -71,7 +72,7 @@ def list_surfaces(query: Annotated[FigureQuery, Query()], service: ServiceDep) -
     with service.database.read() as session:
         query.require(session)
         drawn = figures(session, query.filters(SURFACES), query.limit)
-        replies = [(_figure(found), found.artifacts.get("values")) for found in drawn]
+        replies = [(_figure(found), found.artifacts.get(VALUES)) for found in drawn]
     return [SurfaceReply(**reply, **_values(service, reply["state"], sha256)) for reply, sha256 in replies]
 
 

@@ -6,6 +6,8 @@ from pydantic import TypeAdapter
 
 from core.kinds import discover, union_of
 from core.stages.base import Context, Outcome, Stage
+from core.stages.draw import MEDIA, VALUES
+from core.stages.train import CURVE
 
 STAGES = discover("core.stages", Stage, "gauntlet.stages")
 if TYPE_CHECKING:
@@ -13,5 +15,8 @@ if TYPE_CHECKING:
 else:
     AnyStage = union_of(STAGES)
 STAGE: TypeAdapter[Stage] = TypeAdapter(AnyStage)
+DESCRIPTIONS = {CURVE, *(MEDIA.keys() - {VALUES})}
+"""Artifacts that may differ where the result is the same: a curve has times, another matplotlib draws other pixels. No
+stage computes from them."""
 
-__all__ = ["STAGE", "STAGES", "AnyStage", "Context", "Outcome", "Stage"]
+__all__ = ["DESCRIPTIONS", "STAGE", "STAGES", "AnyStage", "Context", "Outcome", "Stage"]

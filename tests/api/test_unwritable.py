@@ -26,7 +26,7 @@ Outage = Callable[[], AbstractContextManager[Any]]
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(service, "BUSY_SECONDS", 0.1)
 
 
 def assert_come_again(answer: Any) -> None:

@@ -298,7 +298,7 @@ def test_registers_once_sql_answers(settings: Settings, database: Database, monk
             raise OperationalError("commit", None, Exception("connection lost"))
 
     monkeypatch.setattr(workers, "register", commits_then_fails)
-    monkeypatch.setattr(process, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(process, "RETRY_SECONDS", 0.01)
     worker = WorkerProcess(settings)
     worker.start()
     with database.read() as session:
