@@ -14,7 +14,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from core.datasets import DATASETS
-from core.datasets.base import RenderedDigits
+from core.datasets.synth_digits import RenderedDigits
 from core.errors import ArtifactCorrupt, DatasetMissing, GauntletError, SpecError, StoreAway
 from store import lost, migrate, stages
 from store.artifacts import ArtifactStore, open_store

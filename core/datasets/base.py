@@ -4,12 +4,9 @@ DATA_DIR is the root that torchvision's own dataset classes take, so a folder th
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -18,10 +15,7 @@ from core.errors import DatasetMissing
 from core.kinds import Kind
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from torch import Tensor
-
-_PIECES = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,92 +208,3 @@ def _md5(path: Path) -> str:
             return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     except OSError as error:
         raise DatasetMissing(f"{path} cannot be read: {error.strerror}") from error
-
-
-class RenderedDigits(Dataset):
-    """Base of sets that core/digits.py draws where they are needed, kept in DATA_DIR where that can be written."""
-
-    real = False
-    stands_for = "svhn"
-    note = "digits drawn by a program in SVHN's format; not SVHN, and not comparable with published figures"
-    shape = (3, 32, 32)
-    classes = tuple("0123456789")
-    checksums: ClassVar = {}
-    source = "nothing: it is drawn where it is needed"
-    network = "svhn_cnn"
-    eps = "24/255"
-    panel: ClassVar = attack_panel("24/255", iterations=(10, 20, 30), pgd_step="2/255")
-    transfer: ClassVar = transfer_attack(panel)
-    defaults: ClassVar = defaults_at("24/255", "8/255", dissimilarity_weight=0.3)
-    default_epochs = 20
-
-    @property
-    def sha256(self) -> str:
-        """Return the sha256 of all that decides the pixels: sizes, `version` of the drawing, Pillow's version."""
-        sizes = {"train": self.train_size, "test": self.test_size}
-        return digest({"drawn": sizes, "pillow": version("pillow"), "version": self.version})
-
-    @property
-    def remedy(self) -> str:
-        """Return what to do when it is missing, which it never is."""
-        return "install gauntlet again"
-
-    def read(self, data_dir: Path) -> Data:
-        """Return the pictures; without a kept copy they are drawn, about a millisecond each."""
-        import torch
-
-        return Data(*(torch.from_numpy(array) for array in self.arrays(data_dir)))
-
-    def cached(self, data_dir: Path) -> Path:
-        """Return where this set is kept; another version of Pillow keeps its own."""
-        return data_dir / "synth-digits" / f"{self.kind}-{self.sha256[:16]}.npz"
-
-    def arrays(self, data_dir: Path) -> "list[NDArray[Any]]":
-        """Return what `Data` holds, from DATA_DIR where it is kept whole, else drawn and kept."""
-        path = self.cached(data_dir)
-        found = _kept(path)
-        if found is None:
-            from core.digits import drawn
-
-            found = [*drawn(0, self.train_size), *drawn(1, self.test_size)]
-            _keep(path, found)
-        return found
-
-
-def _kept(path: Path) -> "list[NDArray[Any]] | None":
-    """Return the arrays of a kept set, None where there is none or it is not what was written."""
-    import numpy as np
-
-    try:
-        if path.with_suffix(".sha256").read_text() != _sha256(path):
-            return None
-        with np.load(path, allow_pickle=False) as arrays:
-            return [arrays[name] for name in _PIECES]
-    except OSError:
-        return None
-
-
-def _keep(path: Path, arrays: "list[NDArray[Any]]") -> None:
-    """Write the arrays and, last, their checksum; a DATA_DIR that cannot be written keeps nothing."""
-    import numpy as np
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, suffix=".npz")
-    except OSError:
-        return
-    whole = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **dict(zip(_PIECES, arrays, strict=True)))
-        whole.chmod(0o644)
-        checksum = _sha256(whole)
-        whole.replace(path)
-        path.with_suffix(".sha256").write_text(checksum)
-    except OSError:
-        whole.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from core.canonical import digest
-from core.datasets.base import Data, Dataset, attack_panel, defaults_at, transfer_attack
+from core.datasets.base import Data, Dataset
+from core.datasets.cifar10 import Cifar10
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,18 +26,18 @@ class Cifar10Jpeg(Dataset):
     title = "CIFAR-10 (JPEG copy)"
     stands_for = "cifar10"
     note = "lossy JPEG copy of CIFAR-10 (pixel RMSE 7.8 / 255); not comparable with published figures"
-    shape = (3, 32, 32)
-    classes = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-    train_size = 50_000
-    test_size = 10_000
+    shape = Cifar10.shape
+    classes = Cifar10.classes
+    train_size = Cifar10.train_size
+    test_size = Cifar10.test_size
     checksums: ClassVar = {"cifar10-jpeg/cifar10_jpeg.npz": "496a9f896fbdc48cdf615223a845e217"}
-    source = "ask for the file (no public address has it; `cifar10` is the dataset to download)"
-    network = "svhn_cnn"
-    eps = "8/255"
-    panel: ClassVar = attack_panel("8/255", iterations=(10, 20, 30), pgd_step="2/255")  # Madry's step, eps / 4
-    transfer: ClassVar = transfer_attack(panel)
-    defaults: ClassVar = defaults_at("8/255", "8/765")  # the paper's 3 : 1
-    default_epochs = 20
+    source = "take the dataset cifar10, which can be downloaded (no public address has this copy)"
+    network = Cifar10.network
+    eps = Cifar10.eps
+    panel: ClassVar = Cifar10.panel
+    transfer: ClassVar = Cifar10.transfer
+    defaults: ClassVar = Cifar10.defaults
+    default_epochs = Cifar10.default_epochs
 
     @property
     def sha256(self) -> str:

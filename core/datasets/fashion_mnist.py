@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from core.datasets.base import Data, Dataset, attack_panel, checked_files_only, read_idx, transfer_attack
+from core.datasets.base import Data, Dataset, checked_files_only, read_idx
+from core.datasets.mnist import Mnist
 
 
 class FashionMnist(Dataset):
@@ -13,12 +14,12 @@ class FashionMnist(Dataset):
 
     title = "Fashion-MNIST"
     note = "not in the paper; network, eps and schedule are those it has for MNIST"
-    shape = (1, 28, 28)
+    shape = Mnist.shape
     classes = (
         "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
     )  # fmt: skip
-    train_size = 60_000
-    test_size = 10_000
+    train_size = Mnist.train_size
+    test_size = Mnist.test_size
     checksums: ClassVar = {
         "FashionMNIST/raw/train-images-idx3-ubyte": "f4a8712d7a061bf5bd6d2ca38dc4d50a",
         "FashionMNIST/raw/train-labels-idx1-ubyte": "9018921c3c673c538a1fc5bad174d6f9",
@@ -26,11 +27,11 @@ class FashionMnist(Dataset):
         "FashionMNIST/raw/t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     }
     source = "run `gauntlet data fashion-mnist`"
-    network = "mnist_cnn"
-    eps = "0.3"
-    panel: ClassVar = attack_panel("0.3", "0.4", iterations=(10, 30), pgd_step="0.01")
-    transfer: ClassVar = transfer_attack(panel)
-    default_iterations = 30_000
+    network = Mnist.network
+    eps = Mnist.eps
+    panel: ClassVar = Mnist.panel
+    transfer: ClassVar = Mnist.transfer
+    default_iterations = Mnist.default_iterations
 
     def fetch(self, data_dir: Path) -> None:
         """Return once torchvision downloaded the archives, or found them, and unpacked them."""

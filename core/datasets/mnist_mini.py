@@ -6,7 +6,8 @@ The images are the official ones bit for bit; which ones, and how the file is ma
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from core.datasets.base import Data, Dataset, attack_panel, transfer_attack
+from core.datasets.base import Data, Dataset
+from core.datasets.mnist import Mnist
 
 _SPLITS = ("train_images", "train_labels", "test_images", "test_labels")
 
@@ -19,15 +20,15 @@ class MnistMini(Dataset):
     title = "MNIST (mini)"
     stands_for = "mnist"
     note = "every 6th training and every 5th test image of MNIST; not comparable with results on all of it"
-    shape = (1, 28, 28)
-    classes = tuple("0123456789")
+    shape = Mnist.shape
+    classes = Mnist.classes
     train_size = 10_000
     test_size = 2_000
     checksums: ClassVar = {"mnist_mini.npz": "c38ddce61555d91942ce4e9094ffb445"}
-    network = "mnist_cnn"
-    eps = "0.3"
-    panel: ClassVar = attack_panel("0.3", "0.4", iterations=(10, 30), pgd_step="0.01")
-    transfer: ClassVar = transfer_attack(panel)
+    network = Mnist.network
+    eps = Mnist.eps
+    panel: ClassVar = Mnist.panel
+    transfer: ClassVar = Mnist.transfer
     default_iterations = 5_000  # the 128 epochs that the paper's 30,000 iterations are on all of MNIST
 
     @property

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from core.datasets.base import RenderedDigits
+from core.datasets.synth_digits import RenderedDigits
 
 
 class SynthDigitsMini(RenderedDigits):

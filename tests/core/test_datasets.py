@@ -21,13 +21,14 @@ from PIL import Image
 
 from core.attacks import ATTACKS
 from core.datasets import DATASETS
-from core.datasets.base import Dataset, RenderedDigits, transfer_attack
+from core.datasets.base import Dataset, transfer_attack
 from core.datasets.cifar10 import Cifar10
 from core.datasets.cifar10_jpeg import Cifar10Jpeg, decode
 from core.datasets.fashion_mnist import FashionMnist
 from core.datasets.mnist import Mnist
 from core.datasets.mnist_mini import MnistMini
 from core.datasets.svhn import Svhn
+from core.datasets.synth_digits import RenderedDigits
 from core.defenses import DEFENSES
 from core.errors import DatasetMissing
 from core.networks import NETWORKS
@@ -323,7 +324,7 @@ class TestDownload:
         assert [path.name for path in tmp_path.iterdir()] == ["was there"]
 
     def test_a_set_that_no_address_offers_says_so(self, tmp_path: Path):
-        with pytest.raises(DatasetMissing, match="no public address has it"):
+        with pytest.raises(DatasetMissing, match="no public address has this copy"):
             Cifar10Jpeg().load(tmp_path, download=True)
 
 

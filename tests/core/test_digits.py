@@ -96,7 +96,7 @@ class TestTheSet:
     def test_sizes_version_and_pillow_are_its_hash(self, monkeypatch: pytest.MonkeyPatch):
         known = {SynthDigits().sha256, SynthDigitsMini().sha256, Few().sha256}
         known.add(type("Later", (Few,), {"version": 2})().sha256)
-        monkeypatch.setattr("core.datasets.base.version", lambda package: f"{package} 99")
+        monkeypatch.setattr("core.datasets.synth_digits.version", lambda package: f"{package} 99")
         assert len(known | {Few().sha256}) == 5
 
     def test_a_larger_set_begins_with_the_smaller(self, tmp_path: Path):
@@ -147,7 +147,7 @@ class TestKeeping:
 
     def test_another_pillow_keeps_its_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         before = Few().cached(tmp_path)
-        monkeypatch.setattr("core.datasets.base.version", lambda package: "0")
+        monkeypatch.setattr("core.datasets.synth_digits.version", lambda package: "0")
         assert Few().cached(tmp_path) != before
 
 
