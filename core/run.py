@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -225,6 +225,25 @@ def ordered(planned: Plan) -> list[PlannedStage]:
     return order
 
 
+def columns(planned: Plan, labels: Sequence[str]) -> list[PlannedStage]:
+    """Return the stages, in order, that the columns of the targets so labelled need, of all seeds; all where none is.
+
+    Raises:
+        SpecError: no target has one of the labels.
+    """
+    known = list(dict.fromkeys(model.label for model in planned.targets))
+    for label in labels:
+        if label not in known:
+            raise SpecError(f"--only: no target is called {label!r}; there are: {', '.join(known)}")
+    order = ordered(planned)
+    targets = {model.key for model in planned.targets if model.label in labels}
+    needed: set[str] = set()
+    for stage in reversed(order):
+        if stage.key in needed | targets or (stage.evaluation and stage.evaluation.target in targets):
+            needed |= {stage.key, *stage.spec.parents()}
+    return [stage for stage in order if stage.key in needed] if labels else order
+
+
 def run(stages: list[PlannedStage], folder: Folder, budget: Budget, data_dir: Path) -> int:
     """Return 0 when all stages have finished, 75 when the budget ended first, 1 where some failed.
 
@@ -361,6 +380,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, budget.tell)
     try:
         asked, planned = _planned(options)
+        stages = columns(planned, options.only)
         missing = DATASETS[planned.dataset]().missing(options.data_dir)
         if missing:
             raise SpecError(f"{options.data_dir} lacks {missing[0]}: {DATASETS[planned.dataset]().remedy}")
@@ -376,7 +396,6 @@ def main(argv: list[str] | None = None) -> int:
         )
         print(f"core.run: {said}", file=sys.stderr)
         return FAILED
-    stages = ordered(planned)
     try:
         return run(stages, folder, budget, options.data_dir)
     finally:
@@ -384,7 +403,8 @@ def main(argv: list[str] | None = None) -> int:
         _write(options, contents, folder)
         if isinstance(asked, BenchmarkJob):
             print(f"\n{table(planned, contents.stages)}\n")
-        print(f"{len(contents.stages)} of {len(stages)} stages, {time.monotonic() - began:.0f} s, in {options.out}")
+        seconds = time.monotonic() - began
+        print(f"{len(contents.stages)} of {len(planned.ordered)} stages, {seconds:.0f} s, in {options.out}")
 
 
 def _require_place(out: Path) -> None:
@@ -419,6 +439,8 @@ def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob | FigureJob, Pla
     asked = JOB.validate_python(expand_suite({"suite": options.suite, **override}))
     if not isinstance(asked, BenchmarkJob | FigureJob):
         raise SpecError(f"the suite {options.suite} is neither a benchmark nor one of figures")
+    if isinstance(asked, FigureJob) and options.only:
+        raise SpecError(f"--only names columns of matrices, and the suite {options.suite} draws figures")
     if isinstance(asked, FigureJob) and find_spec("matplotlib") is None:
         raise SpecError(f"the suite {options.suite} draws figures, which needs matplotlib: pip install matplotlib")
     device = device_class() if options.device == "auto" else options.device
@@ -449,6 +471,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--resume", type=Path, nargs="+", default=[], help="files of earlier runs, taken as done")
     parser.add_argument("--dataset", help="instead of the suite's, of images of the same form")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the suite's")
+    parser.add_argument("--only", nargs="+", default=[], help="the columns of these targets; the rest stays to be run")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of a CPU stage")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the datasets (default: data)")

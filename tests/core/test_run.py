@@ -102,6 +102,24 @@ def test_a_run_cut_short_goes_on_to_the_same_results(out: Path, tmp_path: Path, 
     assert "13" not in capsys.readouterr().err
 
 
+def test_some_columns_first_then_the_rest(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    part = tmp_path / "part.zip"
+    assert run_to(part, "--only", "e2sad S") == 0
+    whole, found = results(out), results(part)
+    missing = {bundle.read(out).manifest.stages[key].title for key in whole.keys() - found.keys()}
+    assert missing == {"evaluate natural H, seed 0, clean", "evaluate natural H, seed 0, FGSM eps=0.3"}
+    assert "7 of 9 stages" in capsys.readouterr().out
+    assert run_to(part) == 0
+    assert results(part) == whole
+
+
+def test_a_column_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_to(tmp_path / "none.zip", "--only", "e2sad") == run.FAILED
+    assert capsys.readouterr().err == "core.run: --only: no target is called 'e2sad'; there are: natural H, e2sad S\n"
+    assert run.main(["--suite", "figures-tiny", "--out", str(tmp_path / "none.zip"), "--only", "x"]) == run.FAILED
+    assert "--only names columns of matrices" in capsys.readouterr().err
+
+
 def test_a_long_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     assert run_to(tmp_path / "quick.zip") == 0
     assert " of 4" not in capsys.readouterr().out
