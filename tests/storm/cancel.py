@@ -21,7 +21,7 @@ from store.invariants import violations
 from store.models import Attempt, Stage, Worker
 from tests.processes import Processes, wait_until
 from tests.servers import PostgresServer, RedisServer
-from tests.storm.requeue import percentiles
+from tests.storm.requeue import EPILOG, percentiles
 
 PROMISED_SECONDS = 15.0
 LONGEST_SECONDS = 120.0
@@ -130,7 +130,7 @@ def sound(run: dict[str, Any]) -> bool:
 
 def main(arguments: list[str], folder: Path) -> tuple[dict[str, Any], bool]:
     """Return the report and whether it was sound."""
-    parser = argparse.ArgumentParser(prog="python -m tests.storm cancel", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.storm cancel", description=__doc__, epilog=EPILOG)
     parser.add_argument("--cancels", type=int, default=50, help="of trainings, and as many of attacks")
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--heartbeat", type=float, default=10.0)

@@ -47,6 +47,7 @@ class Pace:
         }
 
 
+EPILOG = "--out FILE: write the report there too, as often as there is news"
 TEST = Pace(lease=2.0, heartbeat=0.4, keeper=0.25)
 DEFAULT = Pace(lease=60.0, heartbeat=10.0, keeper=1.0)
 
@@ -143,7 +144,7 @@ def sound(run: dict[str, Any]) -> bool:
 
 def main(arguments: list[str], folder: Path) -> tuple[dict[str, Any], bool]:
     """Return the report and whether every run was sound."""
-    parser = argparse.ArgumentParser(prog="python -m tests.storm requeue", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.storm requeue", description=__doc__, epilog=EPILOG)
     parser.add_argument("--orphans", type=int, default=120)
     parser.add_argument("--default-settings", action="store_true", help="also with a lease of 60 s")
     options = parser.parse_args(arguments)

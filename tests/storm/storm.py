@@ -32,7 +32,7 @@ from tests.processes import Processes, wait_until
 from tests.proxy import Network
 from tests.servers import PostgresServer, RedisServer
 from tests.storm.faults import Room
-from tests.storm.requeue import percentiles
+from tests.storm.requeue import EPILOG, percentiles
 from tests.worker.calm import calm
 
 LEASE_SECONDS = 2.0
@@ -80,7 +80,7 @@ class Patience:
     @classmethod
     def of(cls, arguments: list[str]) -> "Patience":
         """Return what the command line says."""
-        parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__)
+        parser = argparse.ArgumentParser(prog="python -m tests.storm", description=__doc__, epilog=EPILOG)
         parser.add_argument("--seconds", type=float, default=cls.seconds, help="length of the storm at most")
         parser.add_argument("--faults", type=int, default=cls.faults, help="faults at most")
         parser.add_argument("--control-seconds", type=float, default=cls.control_seconds, help="at most; 0 for none")
