@@ -29,18 +29,20 @@ def _gpus(chosen: Settings) -> list[str]:
 
 
 def count_gpus() -> int:
-    """Return the number of GPUs that torch can use.
+    """Return the number of GPUs that torch can use; exit where it cannot be asked, for then it computes nothing.
 
     Another process is asked: the one that talks to the broker never initialises CUDA.
     """
     if not any(Path(driver).exists() for driver in DRIVERS):
         return 0
-    count = "import torch; print(torch.cuda.devicecount_gpus() if torch.cuda.is_available() else 0)"
+    count = "from worker.devices import usable_gpus; print(usable_gpus())"
     answer = subprocess.run([sys.executable, "-c", count], check=False, capture_output=True, text=True)
-    found = int(answer.stdout) if answer.returncode == 0 else 0
+    said = (answer.stderr.strip().splitlines() or ["it gives no reason; is it built with CUDA?"])[-1].strip()
+    if answer.returncode != 0:
+        sys.exit(f"gauntlet: there is a GPU driver, and torch cannot be asked for its GPUs: {said}")
+    found = int(answer.stdout)
     if not found:
-        said = answer.stderr.strip().splitlines() or ["it gives no reason; is it built with CUDA?"]
-        _log.warning("there is a GPU driver, but torch can use no GPU, so the CPU computes: %s", said[-1].strip())
+        _log.warning("there is a GPU driver, but torch can use no GPU, so the CPU computes: %s", said)
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from core.provenance import device_class, device_name
 from store.settings import QUEUES, Settings
 
-__all__ = ["computes", "device_class", "device_name", "queues"]
+__all__ = ["computes", "device_class", "device_name", "queues", "usable_gpus"]
 log = logging.getLogger(__name__)
 
 
@@ -23,6 +23,13 @@ def computes() -> bool:
         log.error("the device %s is broken for this process: %s", device, error)
         return False
     return True
+
+
+def usable_gpus() -> int:
+    """Return the number of GPUs that torch can use in this process, which initialises CUDA."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def queues(settings: Settings, has_cuda: Callable[[], bool]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from store import migrate
+from store.settings import Settings
 from tests.processes import Processes, wait_until
 from tests.worker import specs
 from worker import __main__ as main
@@ -113,6 +114,32 @@ def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(
     assert main.count_gpus() == 0
     (said,) = caplog.messages
     assert "torch can use no GPU, so the CPU computes: it gives no reason" in said
+
+
+TORCH_WITH_TWO_GPUS = """
+class cuda:
+    is_available = staticmethod(lambda: True)
+    device_count = staticmethod(lambda: 2)
+"""
+
+
+@pytest.mark.parametrize(("visible", "used"), [(None, ["0", "1"]), ("3,GPU-5", ["3", "GPU-5"])])
+def test_every_gpu_that_torch_can_use_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, visible, used):
+    (tmp_path / "torch.py").write_text(TORCH_WITH_TWO_GPUS)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    monkeypatch.setattr(main, "DRIVERS", (tmp_path,))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert main._gpus(Settings()) == used
+
+
+def test_a_torch_that_cannot_be_asked_is_no_machine_without_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    (tmp_path / "torch.py").write_text("cuda = None")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    monkeypatch.setattr(main, "DRIVERS", (tmp_path,))
+    with pytest.raises(SystemExit, match="cannot be asked for its GPUs: AttributeError"):
+        main.count_gpus()
 
 
 @pytest.mark.parametrize(("devices", "seen"), [(["1", "GPU-5"], ["1", "GPU-5"]), ([], [""])])
