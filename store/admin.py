@@ -20,7 +20,7 @@ from store import lost, migrate, stages
 from store.artifacts import ArtifactStore, open_store
 from store.backup import backup, restore
 from store.database import Database, unhurried
-from store.garbage import collect, referenced
+from store.garbage import collect, needed, referenced
 from store.invariants import checked
 from store.models import StageState
 from store.settings import Settings, settings
@@ -38,16 +38,17 @@ def doctor(database: Database, store: ArtifactStore, *, artifacts: bool = True) 
     with database.read() as session:
         unhurried(session)
         kept = referenced(session)
-    return wrong + list(_unsound(store, sorted(kept)))
+    return wrong + list(_unsound(database, store, sorted(kept)))
 
 
-def _unsound(store: ArtifactStore, kept: Sequence[str]) -> Iterator[str]:
+def _unsound(database: Database, store: ArtifactStore, kept: Sequence[str]) -> Iterator[str]:
     """Yield what is wrong with the artifacts that cannot be had; where the store is away no more are asked for."""
     for number, sha256 in enumerate(kept):
         try:
             store.get(sha256)
         except ArtifactCorrupt as error:
-            yield str(error)
+            if needed(database, sha256):
+                yield str(error)
         except StoreAway as error:
             try:
                 store.require_ours()
@@ -67,6 +68,8 @@ def repair(database: Database, store: ArtifactStore) -> list[str]:
         try:
             store.get(sha256)
         except ArtifactCorrupt as error:
+            if not needed(database, sha256):
+                continue
             with database.write() as session:
                 lost.withdraw_artifact(session, sha256, str(error))
             done.append(f"{error}: a result that had it runs again when a job wants it, a checkpoint is forgotten")

@@ -10,7 +10,7 @@ import json
 import os
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -18,12 +18,12 @@ from typing import IO
 from sqlalchemy import JSON, MetaData, Table, insert, literal, select, text
 from sqlalchemy.orm import Session
 
-from core.errors import GauntletError
+from core.errors import ArtifactCorrupt, GauntletError
 from store import migrate
 from store.artifacts import ArtifactStore
 from store.database import Database, to_json, unhurried
 from store.files import sync_folder
-from store.garbage import referenced
+from store.garbage import needed, referenced
 
 LEFT_OUT = ("workers", "leases", "alembic_version")
 """Rows about processes, which a restored service has others of, and about the database itself."""
@@ -73,19 +73,24 @@ def _write(database: Database, store: ArtifactStore, path: Path) -> dict[str, in
         with tarfile.open(fileobj=file, mode="w") as tar:
             head = {"format": FORMAT, "revision": migrate.revision_of(database)}
             _add(tar, "backup.json", json.dumps(head).encode())
+            # artifacts first: of the rows, those of checkpoints that were superseded meanwhile have to stay behind
+            sizes = {sha256: _add_artifact(tar, database, store, sha256) for sha256 in sorted(referenced(session))}
+            gone = {sha256 for sha256, size in sizes.items() if size is None}
             for table in _tables(session):
-                counts[table.name] = _add_table(tar, session, table)
-            counts["artifact bytes"] = sum(_add_artifact(tar, store, sha256) for sha256 in sorted(referenced(session)))
+                counts[table.name] = _add_table(tar, session, table, gone)
+            counts["artifact bytes"] = sum(size or 0 for size in sizes.values())
         file.flush()
         os.fsync(file.fileno())
     return counts
 
 
-def _add_table(tar: tarfile.TarFile, session: Session, table: Table) -> int:
+def _add_table(tar: tarfile.TarFile, session: Session, table: Table, gone: Set[str]) -> int:
     """Return the number of rows added, which pass through a file: a table may be larger than memory."""
     number = 0
     with tempfile.TemporaryFile() as lines:
         for row in session.execute(select(table).execution_options(yield_per=CHUNK)).mappings():
+            if row.get("sha256") in gone:
+                continue
             lines.write(to_json(dict(row)).encode() + b"\n")
             number += 1
         entry = tarfile.TarInfo(f"tables/{table.name}.jsonl")
@@ -189,8 +194,14 @@ def _advance_sequences(session: Session, tables: Sequence[Table]) -> None:
             )
 
 
-def _add_artifact(tar: tarfile.TarFile, store: ArtifactStore, sha256: str) -> int:
-    data = store.get(sha256)
+def _add_artifact(tar: tarfile.TarFile, database: Database, store: ArtifactStore, sha256: str) -> int | None:
+    """Return the size of the artifact added, None where it is gone because nothing refers to it any more."""
+    try:
+        data = store.get(sha256)
+    except ArtifactCorrupt:
+        if needed(database, sha256):
+            raise
+        return None
     _add(tar, f"artifacts/{sha256}", data)
     return len(data)
 

@@ -51,6 +51,12 @@ def discard(database: Database, store: ArtifactStore, names: Sequence[str]) -> N
         _deleted(database, store, [Stored(name, place_of(name), 0) for name in names], time.time())
 
 
+def needed(database: Database, sha256: str) -> bool:
+    """Return whether a row refers to the artifact at this moment: workers delete checkpoints that had their day."""
+    with database.read() as session:
+        return bool(referenced(session, StageArtifact.sha256 == sha256, Checkpoint.sha256 == sha256))
+
+
 def _forgotten(session: Session, names: Sequence[str]) -> set[str]:
     """Return those of a few names that nothing refers to even now, after deleting their rows.
 

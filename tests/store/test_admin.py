@@ -9,6 +9,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from core.errors import ArtifactCorrupt
 from store import admin, invariants, migrate, stages
 from store import backup as backup_module
 from store import database as database_module
-from store.admin import doctor
+from store.admin import doctor, repair
 from store.artifacts import ArtifactStore, FolderStore, open_store, place_of
 from store.backup import LEFT_OUT, BackupError, backup, restore
 from store.database import Database
@@ -291,6 +292,58 @@ def test_a_backup_that_cannot_be_finished_leaves_no_file(sqlite_url: str, store:
         with pytest.raises(ArtifactCorrupt):
             backup(database, store, tmp_path / "all.tar")
     assert list(tmp_path.glob("*.tar*")) == []
+
+
+class Overtaken(FolderStore):
+    """A store in which a worker supersedes its checkpoints, and deletes them, before anything is read."""
+
+    work: Callable[[], None]
+
+    def get(self, sha256: str) -> bytes:
+        work, self.work = self.work, lambda: None
+        work()
+        return super().get(sha256)
+
+
+@pytest.fixture
+def overtaken(database_url: str, tmp_path: Path) -> Iterator[tuple[Database, Overtaken]]:
+    with opened(database_url) as database:
+        store = Overtaken(tmp_path / "artifacts")
+        filled(database, store)
+        with database.read() as session:
+            stage_id, fence = session.execute(select(Stage.id, Stage.fence).where(Stage.state == "running")).one()
+
+        def two_checkpoints_more() -> None:
+            for data in (b"two thirds", b"three quarters"):
+                store.put(data)
+                with database.write() as session:
+                    spent = stages.add_checkpoint(session, stage_id, fence, stored("checkpoint", data))
+                discard(database, store, spent)
+            assert not Path(store.path(stored("checkpoint", b"half way").sha256)).exists()
+
+        store.work = two_checkpoints_more
+        yield database, store
+
+
+def test_a_backup_beside_a_training_leaves_out_the_checkpoints_that_had_their_day(
+    overtaken: tuple[Database, Overtaken], tmp_path: Path
+) -> None:
+    database, store = overtaken
+    counts = backup(database, store, tmp_path / "all.tar")
+    assert counts["checkpoints"] == 0
+    copy_url = f"sqlite:///{tmp_path / 'copy.db'}"
+    migrate.upgrade(copy_url)
+    other = open_store((tmp_path / "other").as_uri())
+    with opened(copy_url) as copy:
+        restore(copy, other, tmp_path / "all.tar")
+        assert doctor(copy, other) == []
+
+
+@pytest.mark.parametrize("look", [doctor, repair])
+def test_a_checkpoint_that_had_its_day_meanwhile_is_no_damage(
+    overtaken: tuple[Database, Overtaken], look: Callable[..., list[str]]
+) -> None:
+    assert look(*overtaken) == []
 
 
 def test_what_is_put_again_while_it_is_collected_stays(
