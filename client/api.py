@@ -17,6 +17,9 @@ REPEAT_SECONDS = 300.0
 """How long a POST whose answer was lost is repeated: longer than a service that died holds on to its key."""
 SHARE = 20
 """A job is asked for again after so many times the time its answer took: one of thousands of stages is megabytes."""
+NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol)
+"""What is raised where no service has heard a request; an earlier try of it may have been heard."""
+UNAVAILABLE = httpx.codes.SERVICE_UNAVAILABLE.value
 T = TypeVar("T")
 
 
@@ -35,6 +38,10 @@ class ApiRefused(Exception):
         super().__init__(f"{status}: {body.get('error', {}).get('message', body)}")
 
 
+class AnswerLost(Exception):
+    """The service may have done what it was asked for, and has not said so however often it was asked again."""
+
+
 class Client:
     """Talks to one service; the URL defaults to GAUNTLET_URL, then to this machine."""
 
@@ -45,8 +52,11 @@ class Client:
     def post_job(self, spec: dict[str, Any], *, dry_run: bool = False, key: str | None = None) -> dict[str, Any]:
         """Return the job made from `spec`, or with `dry_run` its plan.
 
-        A request whose answer is lost is repeated, under an Idempotency-Key, so that it makes no second job. Who gives
-        a `key` repeats it himself.
+        A request whose answer is lost is repeated, under an Idempotency-Key, so that it makes no second job, also while
+        the service starts anew. Who gives a `key` repeats it himself.
+
+        Raises:
+            AnswerLost: it was repeated for REPEAT_SECONDS in vain.
         """
         if dry_run:
             return self._json("POST", "/jobs", json=spec, params={"dry_run": 1})
@@ -125,7 +135,7 @@ class Client:
             except httpx.TransportError:
                 pass
             except ApiRefused as refusal:
-                if refusal.status != httpx.codes.SERVICE_UNAVAILABLE.value:
+                if refusal.status != UNAVAILABLE:
                     raise
             time.sleep(every)
 
@@ -174,16 +184,20 @@ class Client:
         headers = {"Idempotency-Key": key or uuid.uuid4().hex}
         if key is not None:
             return self._json("POST", path, headers=headers, **more)
-        until = time.monotonic() + REPEAT_SECONDS
+        until, lost = time.monotonic() + REPEAT_SECONDS, False
         while True:
             try:
                 return self._json("POST", path, headers=headers, **more)
-            except (httpx.ReadTimeout, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-                if isinstance(error, httpx.ConnectError) or time.monotonic() > until:
+            except httpx.TransportError as error:
+                if isinstance(error, NEVER_SENT) and not lost:
                     raise
+                lost, failure = True, error
             except ApiRefused as refusal:
-                if refusal.code != "in_progress" or time.monotonic() > until:
+                if refusal.code != "in_progress" and not (lost and refusal.status == UNAVAILABLE):
                     raise
+                failure = refusal
+            if time.monotonic() > until:
+                raise AnswerLost(f"{self.url} has not said what became of the request: {failure}") from failure
             time.sleep(REPEAT_AFTER)
 
     def _json(self, method: str, path: str, **more: Any) -> Any:

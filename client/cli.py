@@ -18,7 +18,7 @@ import httpx
 import yaml
 
 from client import paper, progress
-from client.api import TIMEOUT, ApiRefused, Client, service_url
+from client.api import TIMEOUT, AnswerLost, ApiRefused, Client, service_url
 
 ADMIN = ("data", "doctor", "gc", "backup", "restore", "export", "import")
 """Commands that run on the service's own machine."""
@@ -85,6 +85,8 @@ def _answered(options: argparse.Namespace) -> int:
             allowed = f"allowed: {', '.join(field['allowed'] or [])}"
             if field["allowed"] and allowed not in str(refusal):
                 said += f"\n  {field['path']}: {allowed}"
+    except AnswerLost as error:
+        said = f"{error}; the job may have been made, and `gauntlet jobs` shows it if so"
     except (httpx.ReadTimeout, httpx.WriteTimeout):
         said = f"{url} has not answered for {TIMEOUT:.0f} s; `gauntlet jobs` shows what was made once it does"
     except (httpx.TransportError, httpx.InvalidURL) as error:

@@ -5,6 +5,7 @@ deleted over HTTP, and results that no worker of this service computed come in o
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from store.settings import Settings, settings
 from store.transfer import export, import_file
 
 GRACE_HOURS = 24.0
+LEAST_GRACE_HOURS = 1.0
 """Artifacts put within this time are never collected: a stage may be about to record them."""
 
 
@@ -141,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--recompute", metavar="KEY", help="run one finished stage again, whatever its artifacts")
     clean = commands.add_parser("gc", help="delete artifacts that nothing refers to")
     clean.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")
-    clean.add_argument("--grace-hours", type=float, default=GRACE_HOURS, help="spare what was put lately (default: 24)")
+    clean.add_argument(
+        "--grace-hours", type=_grace, default=GRACE_HOURS, help="spare what was put lately (default: 24, at least 1)"
+    )
     for name, says in (("backup", "write everything to a new tar file"), ("restore", "read it into an empty service")):
         commands.add_parser(name, help=says).add_argument("file", type=Path)
     carry = commands.add_parser("export", help="write the finished stages of a job or a suite to a file")
@@ -154,6 +158,15 @@ def _parser() -> argparse.ArgumentParser:
     bring = commands.add_parser("import", help="bring results of another machine in, after verifying them")
     bring.add_argument("file", type=Path)
     return parser
+
+
+def _grace(text: str) -> float:
+    """Return hours within which a worker may still record what it has stored."""
+    hours = float(text)
+    if not LEAST_GRACE_HOURS <= hours < math.inf:
+        said = f"{text}: give at least {LEAST_GRACE_HOURS:g}; a worker may be about to record what it has just stored"
+        raise argparse.ArgumentTypeError(said)
+    return hours
 
 
 def _data(name: str, folder: Path) -> int:

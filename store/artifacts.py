@@ -193,6 +193,7 @@ class FolderStore(ArtifactStore):
 
     def check(self) -> None:
         """Return where a block can be written; nothing of it stays. An artifact that is there already needs no room."""
+        self.require_ours()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with TemporaryFile(dir=self._folder) as file:
@@ -244,6 +245,7 @@ class FolderStore(ArtifactStore):
     def put(self, data: bytes, what: str = "artifact") -> str:
         """Return the sha256 under which `data` is now stored, as no removal has seen it."""
         with self._locked(fcntl.LOCK_SH):
+            self.require_ours()  # each time: a disk can be unmounted, and leaves a folder in its place
             return super().put(data, what)
 
     def _renewed(self, sha256: str, data: bytes) -> bool:

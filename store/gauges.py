@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from store import workers
 from store.database import db_now
 from store.models import Attempt, Job, Stage, Worker
-from store.stages import IS_READY
+from store.stages import IS_READY, is_due
 
 OPEN = "open"
 """Outcome of an attempt that goes on."""
@@ -36,10 +36,8 @@ def gauges(session: Session, alive_seconds: float) -> list[Gauge]:
     counted = {
         "stages": select(Stage.queue, Stage.state, func.count()).group_by(Stage.queue, Stage.state),
         "jobs": select(Job.state, func.count()).group_by(Job.state),
-        "workers": select(Worker.device, func.count())
-        .where(Worker.seen_at > db_now() - alive_seconds)
-        .group_by(Worker.device),
-        "oldest": select(Stage.queue, age).where(IS_READY, Stage.not_before <= db_now()).group_by(Stage.queue),
+        "workers": select(Worker.device, func.count()).where(workers.is_alive(alive_seconds)).group_by(Worker.device),
+        "oldest": select(Stage.queue, age).where(IS_READY, is_due()).group_by(Stage.queue),
         "attempts": select(func.coalesce(Attempt.outcome, OPEN), func.count()).group_by(Attempt.outcome),
     }
     rows = {name: [tuple(row) for row in session.execute(query)] for name, query in counted.items()}

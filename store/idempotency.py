@@ -6,7 +6,7 @@ blocks its key no longer. The job and the key's tie to it are one transaction.
 
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, delete, insert, select, update
+from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from store.database import db_now, insert_for
@@ -29,9 +29,14 @@ def known(session: Session, key: str) -> Known | None:
     row = session.execute(
         select(IdempotencyKey.request_sha256, IdempotencyKey.owner, IdempotencyKey.job_id, IdempotencyKey.answer)
         .where(IdempotencyKey.key == key)
-        .where(IdempotencyKey.job_id.is_not(None) | (IdempotencyKey.expires > db_now()))
+        .where(IdempotencyKey.job_id.is_not(None) | ~_died())
     ).one_or_none()
     return None if row is None else Known(*row)
+
+
+def _died() -> ColumnElement[bool]:
+    """Return the SQL condition that a request has had its time, as one from before a clock was set back has."""
+    return or_(IdempotencyKey.expires <= db_now(), IdempotencyKey.created_at > db_now())
 
 
 def take(session: Session, key: str, request_sha256: str, owner: str, seconds: float) -> bool:
@@ -43,7 +48,7 @@ def take(session: Session, key: str, request_sha256: str, owner: str, seconds: f
         .on_conflict_do_update(
             index_elements=[IdempotencyKey.key],
             set_=mine,
-            where=IdempotencyKey.job_id.is_(None) & (IdempotencyKey.expires <= db_now()),
+            where=IdempotencyKey.job_id.is_(None) & _died(),
         )
         .returning(IdempotencyKey.owner)
     )

@@ -3,12 +3,23 @@
 from sqlalchemy import and_, exists, func, literal, or_, select, update
 from sqlalchemy.orm import Session
 
-from store import events, stages
-from store.database import db_now
-from store.models import JOB_ENDED, LIVE, STAGES, Job, JobStage, JobState, Stage, Worker
+from store import events, stages, workers
+from store.database import chunks, db_now
+from store.models import JOB_LIVE, LIVE, STAGES, Job, JobStage, JobState, Stage, Worker
 from store.stages import IS_BLOCKED, IS_READY, IS_RUNNING, Bell
 
 _EXPIRED = (IS_RUNNING, STAGES.c.lease_expires <= db_now())
+
+
+def shorten(session: Session, lease_seconds: float) -> None:
+    """Let no lease end much later than one that is granted now: it is of a clock that was set back.
+
+    A worker that lives renews its own long before; that of a dead one would keep its stage for as long as the jump was.
+    """
+    ahead = (IS_RUNNING, STAGES.c.lease_expires > db_now() + 2 * lease_seconds)
+    found = session.scalars(select(Stage.id).where(*ahead).order_by(Stage.id).with_for_update(skip_locked=True)).all()
+    for some in chunks(found):
+        session.execute(update(Stage).where(Stage.id.in_(some)).values(lease_expires=db_now() + lease_seconds))
 
 
 def orphans(session: Session, limit: int = 100) -> list[int]:
@@ -71,7 +82,7 @@ def repair(session: Session, among: range | None = None, limit: int = 200) -> tu
     )
     finished = session.scalars(
         select(Job.id)
-        .where(or_(Job.state == JobState.CANCELLING, and_(Job.state.not_in(JOB_ENDED), ~live)))
+        .where(or_(Job.state == JobState.CANCELLING, and_(Job.state.in_(JOB_LIVE), ~live)))
         .order_by(Job.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -87,7 +98,7 @@ def unheard(session: Session, alive_seconds: float, resend_seconds: float) -> li
     """
     idle = session.execute(
         select(Worker.queues).where(
-            Worker.seen_at > db_now() - alive_seconds, Worker.stage_id.is_(None), Worker.draining.is_(False)
+            workers.is_alive(alive_seconds), Worker.stage_id.is_(None), Worker.draining.is_(False)
         )
     ).all()
     bells: list[Bell] = []

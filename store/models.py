@@ -62,6 +62,8 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+JOB_LIVE = (JobState.QUEUED, JobState.RUNNING, JobState.CANCELLING)
+"""Asked for by IN: NOT IN the others is a scan of every job there ever was."""
 JOB_ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from store import stages
+from store import stages, workers
 from store.database import db_now
 from store.models import Attempt, Stage, Worker
 from store.stages import REFUSED, Bell, StaleFence
@@ -76,7 +76,7 @@ def _others(session: Session, worker: str, queue: str, dataset: str, cause: str,
         .where(*_lately(), Stage.dataset == dataset, Attempt.error["cause"].as_string() == cause)
     )
     others = select(Worker.queues).where(
-        Worker.seen_at > db_now() - alive_seconds,
+        workers.is_alive(alive_seconds),
         Worker.draining.is_(False),
         Worker.incarnation != worker,
         Worker.incarnation.not_in(refused),

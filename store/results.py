@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from core.fields import parse_pixels
 from core.statistics import accuracy_interval
 from store.database import chunks
-from store.models import JOB_ENDED, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState, Tally
+from store.models import JOB_LIVE, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState, Tally
 
 LISTED = 5_000
 """Evaluations of a table up to which each is told; beyond that, only their sums."""
@@ -267,7 +267,7 @@ def stamp(session: Session) -> tuple[Any, ...]:
     newest = select(func.max(Job.id)).scalar_subquery()
     withdrawn = select(func.count()).select_from(LostResult).scalar_subquery()
     live = select(newest, withdrawn, func.count(), func.sum(Job.id), func.sum(Job.last_event)).where(
-        Job.state.not_in(JOB_ENDED)
+        Job.state.in_(JOB_LIVE)
     )
     return tuple(session.execute(live).one())
 

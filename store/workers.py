@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import and_, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from store.database import db_now, insert_for
@@ -16,11 +16,20 @@ KEPT = "keeper, all duties"
 """Name of the lease that nobody ever holds: it expired when a keeper had last done all its duties."""
 KEPT_SECONDS, KEPT_TICKS = 60.0, 20
 """A keeper is well that has done all its duties within so long, or so many of its ticks where that is longer."""
+LONGEST_SECONDS = 60.0
+"""No named lease is taken for longer, unless what is now asked for is."""
 FORGET_SECONDS = 7 * 86400.0
 
 
-_ALIVE = and_(WORKERS.c.seen_at > db_now() - bindparam("alive"), WORKERS.c.draining.is_(False))
-_QUEUES = select(WORKERS.c.queues).where(_ALIVE)
+def is_alive(alive_seconds: Any) -> ColumnElement[bool]:
+    """Return the SQL condition that a worker lives.
+
+    What it reported in the future it reported before the database's clock was set back.
+    """
+    return and_(WORKERS.c.seen_at > db_now() - alive_seconds, WORKERS.c.seen_at < db_now() + alive_seconds)
+
+
+_QUEUES = select(WORKERS.c.queues).where(is_alive(bindparam("alive")), WORKERS.c.draining.is_(False))
 _QUEUES_OF_CUDA = _QUEUES.where(WORKERS.c.device == "cuda")
 _REPORT = (
     update(WORKERS)
@@ -49,7 +58,7 @@ def all_workers(session: Session, alive_seconds: float) -> list[tuple[Worker, bo
     """Return every known worker with whether it is alive and the seconds since it reported, newest first."""
     age = db_now() - Worker.seen_at
     rows = session.execute(select(Worker, age).where(Worker.seen_at > 0).order_by(Worker.started_at.desc()))
-    return [(worker, float(seconds) <= alive_seconds, float(seconds)) for worker, seconds in rows]
+    return [(worker, abs(float(seconds)) <= alive_seconds, float(seconds)) for worker, seconds in rows]
 
 
 def live_queues(session: Session, alive_seconds: float) -> set[str]:
@@ -68,12 +77,19 @@ def forget_old(session: Session) -> None:
 
 
 def hold(session: Session, name: str, owner: str, seconds: float) -> bool:
-    """Return whether `owner` holds the named lease, taking it where it is free or expired."""
+    """Return whether `owner` holds the named lease, taking it where it is free or expired.
+
+    One that ends later than any would is of a clock that was set back.
+    """
     claim = insert_for(session, Lease).values(name=name, owner=owner, expires=db_now() + seconds)
     taken = claim.on_conflict_do_update(
         index_elements=[Lease.name],
         set_={"owner": owner, "expires": db_now() + seconds},
-        where=(Lease.owner == owner) | (Lease.expires <= db_now()),
+        where=or_(
+            Lease.owner == owner,
+            Lease.expires <= db_now(),
+            Lease.expires > db_now() + max(LONGEST_SECONDS, seconds),
+        ),
     ).returning(Lease.owner)
     return session.scalar(taken) == owner
 
@@ -85,9 +101,10 @@ def lease_age(session: Session, name: str) -> float | None:
 
 def keeper_trouble(session: Session, keeper_seconds: float) -> str | None:
     """Return what is wrong with the keeper, None where one acts and does all its duties."""
-    if (lease_age(session, KEEPER) or -1.0) <= 0:
+    longest = max(KEPT_SECONDS, KEPT_TICKS * keeper_seconds)  # ahead, too: a clock may have been set back
+    if not 0 < (lease_age(session, KEEPER) or 0.0) <= longest:
         return "no keeper is running: start one with `python -m worker.keeper`"
     kept = lease_age(session, KEPT)
-    if kept is None or -kept > max(KEPT_SECONDS, KEPT_TICKS * keeper_seconds):
+    if kept is None or abs(kept) > longest:
         return "a duty of the keeper fails each time: its log says which and why"
     return None

@@ -160,7 +160,8 @@ def expire(database: Database, claim: Claim) -> None:
 
 def reap(database: Database, max_losses: int = 5) -> list[Bell]:
     """Take back what has expired, as the keeper does."""
-    with database.read() as session:
+    with database.write() as session:
+        keeping.shorten(session, LEASE)
         found = keeping.orphans(session)
     return [bell for stage_id in found for bell in _taken_back(database, stage_id, max_losses)]
 

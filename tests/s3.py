@@ -65,8 +65,8 @@ class Proxy:
 
     HANG = -1
 
-    def __init__(self, server: Listening):
-        self.refusing: int | None = None
+    def __init__(self, server: Listening, port: int = 0, refusing: int | None = None):
+        self.refusing = refusing
         self.refused = 0
         proxy = self
 
@@ -102,7 +102,7 @@ class Proxy:
             def log_message(self, *_: Any) -> None:
                 """Say nothing."""
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._http.daemon_threads = True
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 

@@ -94,7 +94,8 @@ class Keeper:
 
     def _reap(self) -> list[Bell]:
         """Take back each orphan in a transaction of its own: one that cannot be keeps no other from it."""
-        with self._database.read() as session:
+        with self._database.write() as session:
+            keeping.shorten(session, self._settings.lease_seconds)
             orphans = keeping.orphans(session)
         return [
             bell

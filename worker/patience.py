@@ -21,12 +21,12 @@ SLICE_SECONDS = 0.1
 def await_schema(url: str) -> None:
     """Return once SQL answers; on a schema that is not this code's the process ends, and says what to do."""
     database = Database(url)
-    while True:
+    for seconds in _waits():
         try:
             migrate.require(database)
         except AWAY as error:
-            log.warning("waits for the database: %s", error)
-            time.sleep(FIRST_SECONDS)
+            log.warning("waits for the database that DATABASE_URL names: %s", error)
+            time.sleep(seconds)
         except migrate.WrongSchema as error:
             sys.exit(f"gauntlet: {error}")
         else:

@@ -80,9 +80,9 @@ class WorkerProcess:
     def work(self) -> None:
         """Run ready stages until there are none, or until told to stop; SQL that does not answer is asked again."""
         while not self._draining:
-            self._runner.flush()
-            asked = time.monotonic()
             try:
+                self._runner.flush()
+                asked = time.monotonic()
                 claim = self._claim()
             except AWAY as error:
                 log.warning("no work for now: %s", error)

@@ -57,10 +57,13 @@ class Publisher:
     def _recorded(self, claim: Claim, watch: Watch, finding: Finding, stored: Sequence[StoredArtifact]) -> list[Bell]:
         lines = watch.take_lines()
         try:
-            return self._record(claim, lines, finding, stored)
+            bells, outlived = self._record(claim, lines, finding, stored)
         except BaseException:
             watch.put_back(lines)
             raise
+        watch.recorded()  # first: to delete what is not needed any more may take longer than a stop may
+        self.discard(outlived)
+        return bells
 
     def flush(self) -> list[Bell]:
         """Publish once what still can be under the fence it was found under; return the bells.
@@ -89,7 +92,7 @@ class Publisher:
         if finding is None:
             return []
         try:
-            bells = self._record(claim, (), finding, self._stored(finding.outcome))
+            bells, outlived = self._record(claim, (), finding, self._stored(finding.outcome))
         except (StaleFence, StoreAway, ArtifactCorrupt) as error:
             log.warning("stage %s stays in the spool: %s", claim.key[:12], error or type(error).__name__)
             return []
@@ -100,6 +103,7 @@ class Publisher:
             self._spool.drop(claim.key)
             return []
         self._spool.drop(claim.key)
+        self.discard(outlived)
         log.info("stage %s is published from the spool under its fence %s", claim.key[:12], claim.fence)
         return bells
 
@@ -111,8 +115,8 @@ class Publisher:
 
     def _record(
         self, claim: Claim, lines: Lines, finding: Finding, stored: Sequence[StoredArtifact]
-    ) -> list[Bell]:  # fmt: skip
-        """Publish in one transaction, whose fence makes repeating it safe. Checkpoints have had their day then."""
+    ) -> tuple[list[Bell], list[str]]:  # fmt: skip
+        """Publish in one transaction, whose fence makes repeating it safe; return bells, and checkpoints to discard."""
         outcome = finding.outcome
         with self._database.write() as session:
             outlived = stages.checkpoints(session, claim.stage_id)
@@ -120,8 +124,7 @@ class Publisher:
                 session, claim.stage_id, claim.fence, outcome.payload, finding.environment, stored, lines
             )  # fmt: skip
             crashpoint("before-result")
-        self.discard(outlived)
-        return bells
+        return bells, outlived
 
     def discard(self, checkpoints: Sequence[str]) -> None:
         """Delete checkpoints that nothing refers to any more; what cannot be deleted now is for `gauntlet gc`."""

@@ -26,6 +26,7 @@ class Watch:
         self._renewed = asked
         self._stop: str | None = None
         self._stopped_at = 0.0
+        self._recorded = False
         self._progress: dict[str, Any] | None = None
         self._seen: dict[str, Any] | None = None
         self._moved = asked
@@ -59,10 +60,14 @@ class Watch:
 
         The first reason stands, except that a drain yields to a cancel or a loss.
         """
-        if self._stop is None or (self._stop == "drain" and reason != "drain"):
+        if not self._recorded and (self._stop is None or (self._stop == "drain" and reason != "drain")):
             self._stop, self._stopped_at = reason, time.monotonic()
             return True
         return False
+
+    def recorded(self) -> None:
+        """Note that the result is recorded: nothing stops this work any more, as it has ended in SQL."""
+        self._recorded = True
 
     def obeyed(self) -> None:
         """Note that the work has stopped: what is left is to record it, which may wait as long as the lease lasts."""
@@ -75,7 +80,9 @@ class Watch:
     def overdue(self, grace: float, drain_grace: float) -> bool:
         """Return whether cancelled or lost work has gone on for `grace` seconds, or drained work for `drain_grace`."""
         allowed = drain_grace if self._stop == "drain" else grace
-        return self._stop is not None and time.monotonic() - self._stopped_at > allowed
+        if self._stop is None or self._recorded:
+            return False
+        return time.monotonic() - self._stopped_at > allowed
 
     def renewed_at(self, moment: float) -> None:
         """Note on the monotonic clock when the renewal that has just succeeded was asked for."""

@@ -14,6 +14,7 @@ from api.routes.jobs import JobId
 from api.schemas import EventReply
 from api.service import Service, ServiceDep
 from store import events, jobs
+from store.database import AWAY
 from store.models import JOB_ENDED
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
@@ -72,7 +73,10 @@ async def stream(
     """
     until = time.monotonic() + STREAM_SECONDS
     while not service.stopping and time.monotonic() < until:
-        found, ended = await run_in_threadpool(_read, service, job_id, seen, 500)
+        try:
+            found, ended = await run_in_threadpool(_read, service, job_id, seen, 500)
+        except AWAY:
+            found, ended = [], False  # the stream waits; a browser that met 503 instead would give up for good
         for event in found:
             seen = event.seq
             yield ServerSentEvent(id=str(event.seq), event=event.kind, data=event.model_dump(mode="json"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from store import jobs
 from store.database import Database
@@ -76,6 +77,27 @@ def test_a_stream_replays_goes_on_and_ends_with_the_job(
     last = {"Last-Event-ID": str(events[-1][0])}  # as a browser sends it when the stream has ended
     over = httpx.get(f"{url}/jobs/{job_id}/events", headers=last, trust_env=False)
     assert (over.status_code, over.content) == (204, b"")
+
+
+def test_a_stream_outlives_a_database_that_is_away(api: tuple[str, subprocess.Popen[bytes]], sqlite_url: str) -> None:
+    """What answers "no such table" is away as much as what does not answer."""
+    url, _ = api
+    job_id = httpx.post(f"{url}/jobs", json=JOB, trust_env=False).json()["id"]
+    found: list[list[tuple[int, str]]] = []
+    listener = threading.Thread(target=lambda: found.append(collect(url, job_id)))
+    listener.start()
+    time.sleep(1)
+    database = Database(sqlite_url)
+    for old, new in (("events", "away"), ("away", "events")):
+        with database.write() as session:
+            session.execute(text(f"ALTER TABLE {old} RENAME TO {new}"))
+        time.sleep(1.5)
+        refused = httpx.get(f"{url}/jobs/{job_id}/history", trust_env=False).status_code
+        assert refused == (503 if new == "away" else 200)
+    httpx.post(f"{url}/jobs/{job_id}/cancel", trust_env=False)
+    listener.join(30)
+    assert [kind for _, kind in found[0]][-1] == "job.cancelled"
+    assert [seq for seq, _ in found[0]] == list(range(1, len(found[0]) + 1))
 
 
 def test_what_is_wrong_is_said_before_the_stream_begins(api: tuple[str, subprocess.Popen[bytes]]) -> None:

@@ -11,7 +11,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import count
 from pathlib import Path
-from threading import Thread, Timer
+from threading import Event, Thread, Timer
 from typing import Any
 from uuid import uuid4
 
@@ -20,10 +20,11 @@ import pytest
 import yaml
 
 from client import api, cli
-from client.api import ApiRefused, Client
+from client.api import AnswerLost, ApiRefused, Client
 from store import stages, workers
 from tests import factories
 from tests.client.conftest import ROOT, Served
+from tests.processes import wait_until
 from tests.proxy import Network
 from tests.s3 import Proxy
 
@@ -499,12 +500,50 @@ class TestClient:
             job = client.post_job(spec) if old is None else client.retry(old)
         assert [found["id"] for found in Client(served.url).jobs(tag=tag)] == [job["id"]] + [old] * retries
 
+    def test_a_service_that_dies_with_a_request_and_comes_back_is_asked_again(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch
+    ):
+        """It took the request; then nothing listens there for a while; then it cannot write yet."""
+        monkeypatch.setattr(api, "REPEAT_AFTER", 0.05)
+        heard = socket.create_server(("127.0.0.1", 0))
+        port = heard.getsockname()[1]
+        phases: list[str] = []
+
+        def die_and_come_back() -> None:
+            connection, _ = heard.accept()
+            connection.recv(1 << 16)
+            connection.close()
+            heard.close()
+            phases.append("dead")
+            time.sleep(0.3)
+            with Proxy(served, port, refusing=503) as proxy:
+                wait_until("asked again", lambda: proxy.refused)
+                phases.append("unavailable")
+                proxy.refusing = None
+                over.wait(30)
+
+        over = Event()
+        service = Thread(target=die_and_come_back)
+        service.start()
+        tag = uuid4().hex
+        job = Client(f"http://127.0.0.1:{port}").post_job({**JOB, "seeds": [next(SEEDS)], "tags": [tag]})
+        over.set()
+        service.join()
+        assert phases == ["dead", "unavailable"]
+        assert [found["id"] for found in Client(served.url).jobs(tag=tag)] == [job["id"]]
+
+    def test_where_no_service_ever_listened_nothing_is_repeated(self):
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            port = closed.getsockname()[1]
+        with pytest.raises(httpx.ConnectError):
+            Client(f"http://127.0.0.1:{port}").post_job(JOB)
+
     def test_a_post_that_is_never_answered_ends(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(api, "REPEAT_AFTER", 0.01)
         monkeypatch.setattr(api, "REPEAT_SECONDS", 0.1)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             client = Client(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout=0.05)
-            with pytest.raises(httpx.ReadTimeout):
+            with pytest.raises(AnswerLost, match="has not said what became of the request"):
                 client.post_job(JOB)
             monkeypatch.setattr(api, "REPEAT_SECONDS", 1e9)
             with pytest.raises(httpx.ReadTimeout):

@@ -576,3 +576,10 @@ def test_where_no_service_is_none_is_made(
     error = capsys.readouterr().err
     assert f"there is no database at {tmp_path / 'var' / 'gauntlet.db'}; set STATE_DIR or DATABASE_URL" in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "0.5"])
+def test_a_collection_spares_what_a_worker_may_be_about_to_record(capsys: pytest.CaptureFixture[str], hours: str):
+    with pytest.raises(SystemExit):
+        admin.main(["gc", f"--grace-hours={hours}"])
+    assert f"argument --grace-hours: {hours}: give at least 1" in capsys.readouterr().err

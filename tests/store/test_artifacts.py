@@ -287,7 +287,7 @@ class TestOwner:
     def refused(self, store: ArtifactStore, why: str) -> str:
         """Return the remedy, after a refusal to put, to collect and to say that something is lost."""
         said = ""
-        for ask in (lambda: store.put(b"x"), lambda: store.get(self.LOST), store.require_ours):
+        for ask in (lambda: store.put(b"x"), lambda: store.get(self.LOST), store.require_ours, store.check):
             with pytest.raises(StoreAway, match=why) as refusal:
                 ask()
             said = str(refusal.value)
@@ -322,6 +322,17 @@ class TestOwner:
         self.results(databases[0])
         self.refused(self.of(store, databases[0]), "nothing that the database refers to .is its disk mounted")
         assert places(store) == []
+
+    def test_a_disk_that_is_unmounted_takes_nothing(self, folder_store: FolderStore, databases: list[Database]):
+        """It leaves an empty folder, in which results would lie hidden once it is mounted again."""
+        store = self.of(folder_store, databases[0])
+        for data in self.results(databases[0])[:1]:
+            place_beside(store, MARK, Owner(databases[0]).name().encode())
+            store.put(data)
+        shutil.move(folder_store._folder, folder_store._folder.with_name("disk"))
+        folder_store._folder.mkdir()
+        self.refused(store, "is its disk mounted")
+        assert places(folder_store) == []
 
     def test_a_server_that_finds_nothing_has_lost_nothing(self, s3_server: S3Server, databases: list[Database]):
         """A proxy answers 404 for whatever it does not know."""

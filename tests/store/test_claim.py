@@ -666,6 +666,32 @@ class TestKeeping:
         assert self.unheard(database) == [], "it was rung a moment ago"
         assert claim(database).stage_id == first
 
+    def test_a_clock_that_was_set_back_hides_no_death(self, database: Database):
+        """Of a worker, whose stage runs again after a lease; nor of a keeper, whose place is taken at once."""
+        post(database, trainings([0, 1]))
+        self.register(database, "dead", "alive")
+        held, renewed = claim(database, "dead"), claim(database, "alive")
+        with database.write() as session:
+            assert workers.hold(session, workers.KEEPER, "dead", 3.0)
+            workers.hold(session, workers.KEPT, "dead", 0)
+            assert workers.keeper_trouble(session, 1.0) is None
+        factories.pass_time(database, -3600)
+        with database.write() as session:
+            assert "no keeper is running" in (workers.keeper_trouble(session, 1.0) or "")
+            assert workers.hold(session, workers.KEEPER, "next", 3.0)
+            assert workers.live_queues(session, 35.0) == set()
+            assert [alive for _, alive, _ in workers.all_workers(session, 35.0)] == [False, False]
+            workers.report(session, "alive", renewed.stage_id, draining=False)
+            stages.renew(session, renewed.stage_id, renewed.fence, factories.LEASE, None)
+            assert workers.live_queues(session, 35.0) == {"cpu"}
+        assert factories.reap(database) == []
+        factories.pass_time(database, factories.LEASE - 1)
+        assert factories.reap(database) == [], "who lives had a lease's time to renew its own"
+        with database.write() as session:
+            stages.renew(session, renewed.stage_id, renewed.fence, factories.LEASE, None)
+        factories.pass_time(database, 2)
+        assert [bell.stage_id for bell in factories.reap(database)] == [held.stage_id]
+
     def test_who_drains_takes_no_more(self, database: Database):
         self.register(database, "a")
         with database.write() as session:

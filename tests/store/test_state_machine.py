@@ -270,8 +270,7 @@ class Service(RuleBasedStateMachine):
         """Everybody is gone and every bell lost: the keeper and a worker that starts now bring all jobs to an end."""
         self.bells.clear()
         factories.pass_time(self.database, -3600.0)  # the clock is set back, and they need not wait for it
-        for claim in self.held.values():
-            factories.expire(self.database, claim)
+        self.reap()
         for _ in range(40):
             if not self.live_jobs():
                 break

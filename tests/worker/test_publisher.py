@@ -177,6 +177,22 @@ class TestCheckpoints:
         runner._publisher.publish(claim, watch_of(claim), found(claim))
         assert state(database, claim) == ("succeeded", 0)
 
+    def test_work_whose_result_is_recorded_is_not_stopped_for_what_is_left_to_delete(
+        self, database: Database, store: FolderStore, runner: StageRunner, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A heartbeat that finds the stage no longer running would else end the process."""
+        claim = claimed(database)
+        runner.keep_checkpoint(claim, b"1")
+        seen, told = watch_of(claim), []
+
+        def slow(*_: object) -> bool:
+            told.append((seen.stop("lost"), seen.overdue(0, 0)))
+            return True
+
+        monkeypatch.setattr(store, "remove", slow)
+        runner._publisher.publish(claim, seen, found(claim))
+        assert told == [(False, False)]
+
 
 class TestAnotherProcess:
     """What a process that died has left in the spool."""
