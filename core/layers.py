@@ -47,7 +47,10 @@ class Conv:
         """Return the torch layers; pooling before ReLU is the same function at a fraction of the ReLU's work."""
         from torch import nn
 
-        convolution = nn.Conv2d(shape[0], self.filters, self.size, padding=self.padding)
+        from core.convolution import FEW_CHANNELS, ImageConvolution
+
+        kind = ImageConvolution if shape[0] <= FEW_CHANNELS else nn.Conv2d
+        convolution = kind(shape[0], self.filters, self.size, padding=self.padding)
         return [convolution, *([nn.MaxPool2d(self.pool)] if self.pool > 1 else []), nn.ReLU()]
 
 

@@ -36,14 +36,16 @@ class CountPasses(TorchDispatchMode):
             self.full_backward += 0.5  # the weights' half, which a second differentiation writes as a convolution
         if func is torch.ops.aten.convolution_backward.default:
             self._backward(args[0], args[2], args[-1])
+        if func is torch.ops.aten.col2im.default:
+            self.first_layer += len(args[0]) / self.batch_size
         return func(*args, **(kwargs or {}))
 
     def _backward(self, gradient, weight, wanted):
         share = len(gradient) / self.batch_size
-        of_input, of_weight, _ = wanted
+        _, of_weight, _ = wanted
         if weight.shape[1] == FIRST:
-            self.first_layer += share * of_input
-        elif of_weight:
+            return
+        if of_weight:
             self.full_backward += share
         else:
             self.input_backward += share
