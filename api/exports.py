@@ -42,7 +42,7 @@ def inert(text: str) -> str:
 
 
 def to_markdown(matrix: MatrixReply) -> str:
-    """Return the table in per cent with half-widths of the 95 % interval, and what a reader has to know."""
+    """Return the table in per cent with the farther end of the 95 % interval, and what a reader has to know."""
     return markdown_table(_head(matrix), _lines(matrix), [_caption(matrix), *remarks(matrix)])
 
 
@@ -121,8 +121,12 @@ def mark(matrix: MatrixReply, cell: CellReply, marks: Mapping[str, int]) -> str:
 def _percent(cell: CellReply) -> str:
     if cell.accuracy is None or cell.interval is None:
         return "--"
-    half = 50 * (cell.interval[1] - cell.interval[0])
-    return f"{100 * cell.accuracy:.2f} ± {half:.2f}"
+    return f"{100 * cell.accuracy:.2f} ± {reach(cell.accuracy, cell.interval):.2f}"
+
+
+def reach(accuracy: float, interval: tuple[float, float]) -> float:
+    """Return how far the interval's farther end is, in per cent: near 0 and 100 % an interval has a short side."""
+    return 100 * max(accuracy - interval[0], interval[1] - accuracy)
 
 
 def _caption(matrix: MatrixReply) -> str:
@@ -131,7 +135,7 @@ def _caption(matrix: MatrixReply) -> str:
     scope = matrix.scope
     pairing = f", pairing {matrix.pairing}" if matrix.pairing else ""
     return (
-        f"Accuracy in per cent with the half-width of its 95 % interval: {scope.dataset}, first {scope.images} "
+        f"Accuracy in per cent ± the farther end of its 95 % interval: {scope.dataset}, first {scope.images} "
         f"test images, {scope.device}{pairing}." + (f" Empty: {matrix.reason}." if matrix.reason else "")
     )
 
@@ -217,7 +221,7 @@ def losses_run(table: PaperReply) -> list[str]:
 
 
 def _paper_rows(table: PaperReply, loss: str) -> list[list[str]]:
-    """Return per row its name and "published / ours ± half-width" with a mark for what chance explains."""
+    """Return per row its name and "published / ours ± farther end", with a mark for what chance allows."""
     return [[row, *(_beside(cell, loss) for cell in cells)] for row, cells in zip(table.rows, table.cells, strict=True)]
 
 
@@ -234,12 +238,12 @@ def _beside(cell: PaperCell, loss: str) -> str:
 def _paper_caption(table: PaperReply) -> str:
     scope = table.scope
     return (
-        f"Accuracy in per cent, published / ours with the half-width of its 95 % interval: {scope.dataset}, first "
+        f"Accuracy in per cent, published / ours ± the farther end of its 95 % interval: {scope.dataset}, first "
         f"{scope.images} test images, {scope.device}. {MARKS}."
     )
 
 
-MARKS = "~ the seeds' spread explains the difference, ! it does not, no mark: too few seeds to say; -- not run"
+MARKS = "~ the published value is within our seeds' spread, ! it is not, no mark: too few seeds to say; -- not run"
 
 
 def paper_notes(table: PaperReply) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from api import exports
-from api.exports import CHANCE, MARKS, footnotes, losses_run, mark, paper_notes, remarks, whose
+from api.exports import CHANCE, MARKS, footnotes, losses_run, mark, paper_notes, reach, remarks, whose
 from api.paper import PaperReply
 from api.schemas import CellReply, MatrixReply
 
@@ -33,7 +33,7 @@ def _others(matrix: MatrixReply) -> list[str]:
 def _caption(matrix: MatrixReply) -> str:
     assert matrix.scope is not None  # noqa: S101 - asked before
     return (
-        f"{matrix.matrix} matrix, {WHAT[matrix.matrix]}: accuracy in % ± half-width of the 95 % interval; "
+        f"{matrix.matrix} matrix, {WHAT[matrix.matrix]}: accuracy in % ± farther end of the 95 % interval; "
         f"{matrix.scope.dataset}, first {matrix.scope.images} test images, {matrix.scope.device}"
     )
 
@@ -67,15 +67,14 @@ def aligned(head: Sequence[str], body: Sequence[Sequence[str]], left: int = 1) -
 def _number(cell: CellReply) -> str:
     if cell.accuracy is None or cell.interval is None:
         return "--"
-    low, high = cell.interval
-    return f"{100 * cell.accuracy:5.1f} ±{50 * (high - low):4.1f}"
+    return f"{100 * cell.accuracy:5.1f} ±{reach(cell.accuracy, cell.interval):4.1f}"
 
 
 def paper_text(table: PaperReply) -> str:
     """Return a block per loss that the attacks climb, our line below the paper's, and what a reader has to know."""
     scope = table.scope
     caption = (
-        f"Table {table.table} of the paper beside {whose(table)}: accuracy in %, ours ± half-width of the 95 % "
+        f"Table {table.table} of the paper beside {whose(table)}: accuracy in %, ours ± farther end of the 95 % "
         f"interval; {scope.dataset}, first {scope.images} test images, {scope.device}\n{MARKS}"
     )
     blocks = [_beside(table, loss) for loss in losses_run(table)]

@@ -41,14 +41,14 @@ SAID = [
 def test_text_is_aligned_marks_what_is_white_box_and_says_the_rest():
     head, *table = to_text(MATRIX).splitlines()
     assert head == (
-        "blackbox matrix, substitutes by targets: accuracy in % ± half-width of the 95 % interval; mnist-mini, "
+        "blackbox matrix, substitutes by targets: accuracy in % ± farther end of the 95 % interval; mnist-mini, "
         "first 300 test images, cpu"
     )
     assert table == [
         "                  Natural H          e2SAD S",
         "--------------------------------------------",
-        "Natural H    60.0 ±10.0*     100.0 ± 1.0    ",
-        "IFGSM-10 H    0.0 ± 1.0 (1)           -- (2)",
+        "Natural H    60.0 ±10.0*     100.0 ± 2.0    ",
+        "IFGSM-10 H    0.0 ± 2.0 (1)           -- (2)",
         "* white-box: the substitute is the target",
         *SAID,
     ]
@@ -74,8 +74,8 @@ def test_a_white_box_table_needs_no_star():
 
 def test_markdown_says_it_below_the_table():
     text = to_markdown(MATRIX)
-    assert "| Natural H | 60.00 ± 10.00* | 100.00 ± 1.00 |" in text
-    assert "| IFGSM-10 H | 0.00 ± 1.00 (1) | -- (2) |" in text
+    assert "| Natural H | 60.00 ± 10.00* | 100.00 ± 2.00 |" in text
+    assert "| IFGSM-10 H | 0.00 ± 2.00 (1) | -- (2) |" in text
     assert text.splitlines()[-6:] == [
         "- " + line.replace("|", r"\|") for line in (r"\* white-box: the substitute is the target", *SAID)
     ]
@@ -83,7 +83,7 @@ def test_markdown_says_it_below_the_table():
 
 def test_latex_says_it_in_comments_of_one_line_each():
     text = to_latex(MATRIX)
-    assert r"IFGSM-10 H & 0.00 $\pm$ 1.00 (1) & -- (2) \\" in text
+    assert r"IFGSM-10 H & 0.00 $\pm$ 2.00 (1) & -- (2) \\" in text
     assert [line for line in text.splitlines() if line.startswith("% ")][2:] == [f"% {line}" for line in SAID]
 
 
