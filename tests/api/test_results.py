@@ -212,14 +212,14 @@ class TestForms:
         head, rule, *body = text.splitlines()[:3]
         assert head == "|  | " + NAUGHTY.replace("\\", r"\\").replace("|", r"\|") + " | =SUM(1) |"
         assert rule == "| --- | ---: | ---: |"
-        assert body[0].endswith(" | 60.00 ± 9.43* | 60.00 ± 9.43 |")
+        assert body[0].endswith(" | 60.00 ± 9.80* | 60.00 ± 9.80 |")
         assert "first 100 test images, cpu, pairing same" in text
 
     def test_latex_escapes_everything_special(self, awkward: House):
         text = awkward.client.get(WHITEBOX, params={"format": "latex"}).text
         assert r"50 \% \& \_more\_ \#1 \{x\} \$y\$ \textasciitilde{}z\textasciicircum{}2" in text
         assert r"\textasciicircum{}2 \textbackslash{}o \textbar{}p\textbar{}" in text
-        assert r"clean & 60.00 $\pm$ 9.43 & 60.00 $\pm$ 9.43 \\" in text
+        assert r"clean & 60.00 $\pm$ 9.80 & 60.00 $\pm$ 9.80 \\" in text
         assert text.startswith("% Accuracy in per cent")
         assert text.count(r"\begin{tabular}{lrr}") == text.count(r"\end{tabular}") == 1
 
