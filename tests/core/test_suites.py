@@ -115,6 +115,11 @@ def test_the_tenths_are_of_one_protocol_and_share_a_model():
         assert {entry["name"] for entry in tenth["defenses"]} <= {entry["name"] for entry in paper["defenses"]}
 
 
+def test_the_models_in_bfloat16_are_those_of_the_paper_but_for_that():
+    said = reductions(of_plan(planned({"suite": "random-start-bf16"})))
+    assert said == ["precision: bf16 instead of float32 (all models)", "test images: the first 1,000 instead of 10,000"]
+
+
 @pytest.mark.parametrize("name", ["quickstart", "figures-small", "figures-tiny"])
 def test_every_shortened_suite_says_how(name: str):
     said = "\n".join(reductions(of_plan(planned({"suite": name}))))
