@@ -11,6 +11,13 @@ from core.errors import OutOfMemory
 T = TypeVar("T")
 AT_ONCE = {"cpu": 500, "cuda": 5000}
 """Images attacked or looked at at once, by device class, where memory allows."""
+OUT_OF_MEMORY = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "DefaultCPUAllocator: can't allocate memory",
+)
+"""What torch says where memory that its own CUDA allocator does not hand out has run out: a plain RuntimeError."""
 
 
 def _unheard(line: str) -> None:
@@ -49,15 +56,13 @@ class Portion:
         Raises:
             OutOfMemory: it has too little for a single example, or for `least`; says how much was asked for.
         """
-        import torch
-
         tried = 0
         while True:
             size = min(self.size, left)
             try:
                 return work(size)
-            except torch.OutOfMemoryError as error:
-                if capturing():
+            except RuntimeError as error:
+                if not ran_out(error) or capturing():
                     raise
                 needed = str(error).strip() or type(error).__name__
             # outside the handler: the exception's frames hold the tensors that have to go
@@ -80,6 +85,19 @@ class Portion:
             raise OutOfMemory(f"the device has too little memory for {whole}: {needed}")
         self.size = max((size + 1) // 2, self._least)
         self._tell(f"out of memory with {size} examples at once, going on with {self.size}: {needed}")
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Return whether memory ran out, be it that this error only followed: a recording cut short ends with its own."""
+    import torch
+
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def capturing() -> bool:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 
+from core.portions import ran_out
 from core.provenance import device_class, device_name
 from store.settings import QUEUES, Settings
 
@@ -17,9 +18,9 @@ def computes() -> bool:
     device = device_class()
     try:
         torch.nn.ReLU()(torch.ones(1, device=device)).sum().item()
-    except torch.OutOfMemoryError:
-        return True  # full, not broken
     except RuntimeError as error:
+        if ran_out(error):
+            return True  # full, not broken
         log.error("the device %s is broken for this process: %s", device, error)
         return False
     return True

@@ -1,6 +1,9 @@
 """Out of memory: smaller parts of a batch, the same gradients; and one sentence where nothing helps."""
 
 import gc
+import json
+import subprocess
+import sys
 import weakref
 from contextlib import contextmanager
 
@@ -180,6 +183,59 @@ class TestTraining:
     def test_where_one_example_is_too_much_it_says_how_much_was_needed(self):
         with memory_for(0), pytest.raises(OutOfMemory, match=r"one example at a time: Tried to allocate 1 GiB"):
             run(DEFENSES["natural"]())
+
+
+class TestWhatTellsOfMemory:
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "CUDA error: out of memory",
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        ],
+    )
+    def test_not_only_torchs_own_allocator(self, said):
+        def needs(size):
+            if size > 4:
+                raise torch.AcceleratorError(said)
+            return size
+
+        assert Portion(8).fit(needs, 8) == 4
+
+    def test_what_follows_it(self):
+        """The end of a recording that memory has cut short fails with an error of its own."""
+
+        def recorded(size):
+            try:
+                if size > 4:
+                    raise torch.OutOfMemoryError("full")
+            finally:
+                if size > 4:
+                    raise torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
+            return size
+
+        assert Portion(8).fit(recorded, 8) == 4
+
+    @pytest.mark.parametrize(
+        "error", [torch.AcceleratorError("CUDA error: misaligned address"), RuntimeError("shapes")]
+    )
+    def test_another_error_is_raised_at_once(self, error):
+        sizes = []
+
+        def broken(size):
+            sizes.append(size)
+            raise error
+
+        with pytest.raises(type(error), match=str(error)):
+            Portion(8).fit(broken, 8)
+        assert sizes == [8]
+
+    def test_a_process_with_little_memory(self):
+        command = [sys.executable, "-m", "tests.core.tight", "50"]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        assert found["said"][0].startswith("out of memory with 64 examples at once, going on with 32: ")
+        assert "DefaultCPUAllocator" in found["said"][0]
+        assert found["apart"] == 0
 
 
 class TestEvaluation:
