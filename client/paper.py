@@ -42,7 +42,8 @@ def write(
     only = {"job": job["id"]}
     matrices = {name: client.matrix(name, **only) for name in ("whitebox", "blackbox")}
     tables, apart = _tables(client, only)
-    _require_one_execution(execution, tables, matrices)
+    robustness = client.get("/results/robustness", **only)
+    _require_one_execution(execution, tables, {**matrices, "robustness": robustness})
     found = {
         "suite": suite,
         "dataset": job["spec"]["dataset"],
@@ -57,6 +58,7 @@ def write(
         "tables": tables,
         "not_beside": apart,
         "matrices": matrices,
+        "robustness": robustness,
     }  # fmt: skip
     name = "-".join([suite, *([other] if other else []), execution["device"]])
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +185,12 @@ def _page(client: Client, found: dict[str, Any], counts: str) -> str:
         for name, matrix in found["matrices"].items()
         if matrix["scope"]
     ]
-    return "\n".join([*head, *tables, *matrices, *(_shown(figure) for figure in found["figures"])])
+    robust = (
+        [f"### Worst case, image by image\n\n{client.text('/results/robustness', format='markdown', **only)}"]
+        if found["robustness"]["scope"]
+        else []
+    )
+    return "\n".join([*head, *tables, *matrices, *robust, *(_shown(figure) for figure in found["figures"])])
 
 
 def _is(drawn: dict[str, Any], asked: dict[str, Any]) -> bool:
