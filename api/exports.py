@@ -9,8 +9,8 @@ from api.paper import PaperCell, PaperMeasurement, PaperReply
 from api.schemas import CellReply, MatrixReply
 
 COLUMNS = (
-    "matrix", "dataset", "device", "images", "pairing", "row", "column", "accuracy", "low", "high", "n", "n_correct",
-    "seeds", "n_seeds", "spread", "whitebox", "reason", "row_key", "column_key", "note", "cautions",
+    "matrix", "dataset", "device", "images", "pairing", "row", "attack", "column", "accuracy", "low", "high", "n",
+    "n_correct", "seeds", "n_seeds", "spread", "whitebox", "reason", "row_key", "column_key", "note", "cautions",
 )  # fmt: skip
 
 
@@ -26,7 +26,7 @@ def to_csv(matrix: MatrixReply) -> str:
             writer.writerow(
                 [
                     matrix.matrix, scope and scope.dataset, scope and scope.device, scope and scope.images,
-                    matrix.pairing, inert(row.label), inert(column.label),
+                    matrix.pairing, inert(row.label), inert(row.attack_label or ""), inert(column.label),
                     "" if cell.accuracy is None else cell.accuracy, low, high, cell.n, cell.n_correct,
                     " ".join(str(seed.seed) for seed in cell.seeds), cell.n_seeds,
                     "" if cell.spread is None else cell.spread, cell.whitebox, inert(cell.reason or ""), row.key,
@@ -129,14 +129,21 @@ def reach(accuracy: float, interval: tuple[float, float]) -> float:
     return 100 * max(accuracy - interval[0], interval[1] - accuracy)
 
 
+def transferred(matrix: MatrixReply) -> str:
+    """Return which examples a black-box table is of, where one attack crafted them all and no row names it."""
+    attacks = {row.attack_label for row in matrix.rows if row.attack_label}
+    return f"examples of {attacks.pop()}" if matrix.matrix == "blackbox" and len(attacks) == 1 else ""
+
+
 def _caption(matrix: MatrixReply) -> str:
     if matrix.scope is None:
         return matrix.reason or "no evaluations that fit"
     scope = matrix.scope
     pairing = f", pairing {matrix.pairing}" if matrix.pairing else ""
+    of = f", {transferred(matrix)}" if transferred(matrix) else ""
     return (
         f"Accuracy in per cent ± the farther end of its 95 % interval: {scope.dataset}, first {scope.images} "
-        f"test images, {scope.device}{pairing}." + (f" Empty: {matrix.reason}." if matrix.reason else "")
+        f"test images, {scope.device}{pairing}{of}." + (f" Empty: {matrix.reason}." if matrix.reason else "")
     )
 
 

@@ -99,7 +99,7 @@ def reply(
     base = worst[reference.key].bits if reference else {}
     return RobustnessReply(
         scope=views.scope(found.scope) if found.scope else None,
-        attacks=[AxisReply(key=row.key, label=row.label, attack=row.attack) for row in found.rows],
+        attacks=[views.axis(row) for row in found.rows],
         counted=len(climbed),
         reference=reference.label if reference else None,
         models=[

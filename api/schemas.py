@@ -422,6 +422,8 @@ class AxisReply(Reply):
     """Key of the model without its seed."""
     attack: dict[str, Any] | None = None
     """The attack."""
+    attack_label: str | None = None
+    """Its name for people, which `label` has too where the rows are of several attacks."""
     self_accuracy: float | None = None
     """Rows of the black-box matrix: the substitute's own accuracy on its examples, which shows how strong they are."""
 

@@ -1,6 +1,7 @@
 """From rows to replies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -129,8 +130,8 @@ def matrix(name: str, found: Matrix, strength: dict[str, Cell], cautions: list[s
         matrix=name,
         scope=scope(found.scope) if found.scope else None,
         pairing=found.pairing,
-        rows=[_axis(row, strength) for row in found.rows],
-        columns=[_axis(column, {}) for column in found.columns],
+        rows=[axis(row, strength) for row in found.rows],
+        columns=[axis(column) for column in found.columns],
         cells=[[cell(found.cells.get((row.key, column.key))) for column in found.columns] for row in found.rows],
         others=[scope(other) for other in found.others],
         reason=found.reason,
@@ -138,9 +139,10 @@ def matrix(name: str, found: Matrix, strength: dict[str, Cell], cautions: list[s
     )
 
 
-def _axis(axis: Axis, strength: dict[str, Cell]) -> AxisReply:
+def axis(axis: Axis, strength: Mapping[str, Cell] = MappingProxyType({})) -> AxisReply:
+    """Return a row or a column."""
     own = strength.get(axis.key)
     return AxisReply(
-        key=axis.key, label=axis.label, recipe=axis.recipe, attack=axis.attack,
+        key=axis.key, label=axis.label, recipe=axis.recipe, attack=axis.attack, attack_label=axis.attack_label,
         self_accuracy=own.accuracy if own else None,
     )  # fmt: skip

@@ -152,6 +152,7 @@ class Axis:
     label: str
     recipe: str | None = None
     attack: dict[str, Any] | None = None
+    attack_label: str | None = None
 
 
 @dataclass
@@ -493,7 +494,7 @@ def _attack_axes(groups: Iterable[_Group]) -> list[Axis]:
     axes: dict[str, Axis] = {}
     for group in groups:
         e = group.first
-        axes.setdefault(e.attack_id, Axis(e.attack_id, e.attack_label, attack=e.attack))
+        axes.setdefault(e.attack_id, Axis(e.attack_id, e.attack_label, attack=e.attack, attack_label=e.attack_label))
     return sorted(axes.values(), key=_attack_order)
 
 
@@ -516,7 +517,7 @@ def _substitute_axes(groups: Iterable[_Group], names: dict[str, str]) -> list[Ax
         recipe = str(e.substitute_recipe)
         label = names[recipe] if len(attacks) == 1 else f"{names[recipe]}, {e.attack_label}"
         key = f"{recipe}:{e.attack_id}"
-        axes.setdefault(key, Axis(key, label, recipe=recipe, attack=e.attack))
+        axes.setdefault(key, Axis(key, label, recipe=recipe, attack=e.attack, attack_label=e.attack_label))
     order = {recipe: place for place, recipe in enumerate(names)}
     return sorted(axes.values(), key=lambda axis: (order[str(axis.recipe)], _attack_order(axis)))
 

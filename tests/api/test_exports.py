@@ -24,7 +24,10 @@ def cell(accuracy: float | None, low: float = 0.5, high: float = 0.7, **more: An
 MATRIX = MatrixReply(
     matrix="blackbox", pairing="same", others=[],
     scope=ScopeReply(dataset="mnist-mini", device="cpu", images=300, note="every 5th image"),
-    rows=[AxisReply(key="n", label="Natural H"), AxisReply(key="i", label="IFGSM-10 H")],
+    rows=[
+        AxisReply(key="n", label="Natural H", attack_label="IFGSM eps=0.3 k=30"),
+        AxisReply(key="i", label="IFGSM-10 H", attack_label="IFGSM eps=0.3 k=30"),
+    ],
     columns=[AxisReply(key="n", label="Natural H"), AxisReply(key="e", label="e2SAD S")],
     cells=[
         [cell(0.6, whitebox=True), cell(1.0, 0.98, 1.0)],
@@ -41,8 +44,8 @@ SAID = [
 def test_text_is_aligned_marks_what_is_white_box_and_says_the_rest():
     head, *table = to_text(MATRIX).splitlines()
     assert head == (
-        "blackbox matrix, substitutes by targets: accuracy in % ± farther end of the 95 % interval; mnist-mini, "
-        "first 300 test images, cpu"
+        "blackbox matrix, substitutes by targets, examples of IFGSM eps=0.3 k=30: accuracy in % ± farther end of the "
+        "95 % interval; mnist-mini, first 300 test images, cpu"
     )
     assert table == [
         "                  Natural H          e2SAD S",
@@ -64,6 +67,14 @@ def test_labels_that_would_be_markup_are_text():
     assert r"{}[a] *b* \textless{}i\textgreater{}\textbar{} & 60.00 $\pm$ 10.00* &" in text
     assert "\n{}* & 0.00" in text
     assert "% two lines of *one*\n" in text
+
+
+def test_every_form_names_the_attack_that_no_row_names():
+    for form, write in WRITERS.items():
+        assert "IFGSM eps=0.3 k=30" in write(MATRIX), form
+    several = [row.model_copy(update={"attack_label": row.label}) for row in MATRIX.rows]
+    assert "examples of" not in to_text(MATRIX.model_copy(update={"rows": several}))
+    assert list(csv.DictReader(io.StringIO(WRITERS["csv"](MATRIX))))[0]["attack"] == "IFGSM eps=0.3 k=30"
 
 
 def test_a_white_box_table_needs_no_star():
