@@ -24,8 +24,9 @@ T = TypeVar("T")
 
 
 def service_url(given: str | None) -> str:
-    """Return the service's address: the one given, else GAUNTLET_URL, else this machine."""
-    return (given or os.environ.get("GAUNTLET_URL") or DEFAULT_URL).rstrip("/")
+    """Return the service's address: the one given, else GAUNTLET_URL, else this machine; http where it names none."""
+    url = (given or os.environ.get("GAUNTLET_URL") or DEFAULT_URL).rstrip("/")
+    return url if "://" in url else f"http://{url}"
 
 
 class ApiRefused(Exception):

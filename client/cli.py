@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -242,6 +243,15 @@ def _description(client: Client, suite: str) -> str:
     return textwrap.fill(f"{suite}: {said}", width=100)
 
 
+class Yaml(yaml.SafeLoader):
+    """YAML 1.1 but for numbers: 1e-3 is one, as in YAML 1.2 and JSON."""
+
+
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def _spec(options: argparse.Namespace) -> dict[str, Any]:
     if (options.file is None) == (options.suite is None):
         raise _misuse("gauntlet submit: give a file or --suite NAME")
@@ -251,7 +261,7 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
         raise _misuse("gauntlet submit: --dataset goes with --suite; a file has a dataset of its own")
     try:
         text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
-        spec = yaml.safe_load(text)
+        spec = yaml.load(text, Yaml)  # noqa: S506 - a safe loader
         json.dumps(spec, allow_nan=False)
     except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
         raise SystemExit(f"gauntlet submit: {options.file} is no job: {error}") from None
@@ -270,7 +280,10 @@ def _watch(client: Client, job_id: int) -> int:
         elif line != shown and time.monotonic() - last > PLAIN_SECONDS:
             print(line, flush=True)
             shown, last = line, time.monotonic()
-    print(f"\r\033[K{progress.line(job)}" if live else progress.line(job))
+    if live:
+        print(f"\r\033[K{progress.line(job)}")
+    elif progress.line(job) != shown:
+        print(progress.line(job))
     for stage in job["stages"]:
         if stage["state"] == "failed":
             print(
@@ -355,7 +368,10 @@ def _print(client: Client, address: str, form: str, **chosen: Any) -> None:
 def _figures(options: argparse.Namespace) -> int:
     client = Client(options.url)
     chosen = {name: value for name in FIGURES if (value := getattr(options, name)) is not None}
-    for figure in client.figures(limit=options.limit, **chosen):
+    found = client.figures(limit=options.limit, **chosen)
+    if not found:
+        print("no figures yet, or none that fit; `gauntlet submit --suite figures-small --wait` draws some")
+    for figure in found:
         print(f"{figure['key'][: progress.SHOWN]}  {figure['dataset']:17}  {figure['state']:9}  {figure['title']}")
         for name, path in figure["links"].items():
             print(f"{'':14}{name:6}  {client.url}{path}")

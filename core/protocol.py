@@ -57,10 +57,12 @@ def cautions(asked: Asked) -> list[str]:
 
 def beside(asked: Asked) -> list[str]:
     """Return the cautions of a table, whose scope has the note on its images already."""
+    theirs = protocol_of(asked.dataset)
+    whose = "the paper's" if theirs.in_paper else f"{theirs.title}'s own"
     return [
         *of_models(asked.models),
         *_of_paths(asked.figures),
-        *(f"not the paper's protocol: {line}" for line in reductions(asked)),
+        *(f"not {whose} protocol: {line}" for line in reductions(asked)),
     ]
 
 

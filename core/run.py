@@ -474,7 +474,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", default=[], help="the columns of these targets; the rest stays to be run")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of a CPU stage")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="folder of the datasets (default: data)")
+    parser.add_argument(
+        "--data-dir", type=Path, default=Path(os.environ.get("DATA_DIR") or "data"),
+        help="folder of the datasets (default: DATA_DIR, else data)",
+    )  # fmt: skip
     parser.add_argument("--commit", help="of this code, where it is no git checkout")
     parser.add_argument("--weights", action="store_true", help="put the models into the file too")
     parser.add_argument("--examples", action="store_true", help="put the adversarial examples into the file too: large")

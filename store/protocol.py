@@ -17,6 +17,9 @@ from store import jobs
 from store.models import Stage
 from store.results import Matrix
 
+UNREAD = "this service lacks a kind of model, figure or dataset that is in here: what is known against it is left out"
+"""Caution of results whose specs this code, with the packages that are installed, cannot read."""
+
 
 def asked_of(
     session: Session, job_id: int, rows: Sequence[Stage], models: Sequence[Mapping[str, Any]]

@@ -28,6 +28,10 @@ from store import migrate
 from store.settings import Settings, settings
 
 START_SECONDS = 60.0
+TRIES = 2
+"""Times that the API may end before it was ever ready."""
+WORDS = 4000
+"""Bytes of a log in which its last line is looked for."""
 STOP_SECONDS = 30.0
 RESTART_SECONDS = 1.0
 EMBEDDED = {"HEARTBEAT_SECONDS": "2", "LEASE_SECONDS": "15", "KEEPER_SECONDS": "0.5", "CHECKPOINT_SECONDS": "15"}
@@ -99,13 +103,15 @@ class LocalService:
         """Start everything and return when the API is ready.
 
         Raises:
-            ServeError: it is not ready in time.
+            ServeError: it is not ready in time, or has ended twice before it was.
         """
         for name in self._commands():
             self._spawn(name)
-        deadline = time.monotonic() + START_SECONDS
+        deadline, ended = time.monotonic() + START_SECONDS, 0
         while not self._ready():
-            self._restart_dead()
+            ended += "api" in self._restart_dead()
+            if ended == TRIES:
+                raise ServeError(f"the API cannot start: {self._last_words('api')}")
             if time.monotonic() > deadline:
                 raise ServeError(f"the API is not ready after {START_SECONDS:.0f} s; see {self._logs / 'api.log'}")
             time.sleep(0.1)
@@ -132,12 +138,21 @@ class LocalService:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return work.wait(RESTART_SECONDS)
 
-    def _restart_dead(self) -> None:
-        for name, process in self._processes.items():
-            status = process.poll()
-            if status is not None:
-                print(f"the {name} ended with status {status}; starting it again", file=sys.stderr, flush=True)
-                self._spawn(name)
+    def _restart_dead(self) -> list[str]:
+        """Return the names of the processes that had ended."""
+        dead = {name: process.poll() for name, process in self._processes.items() if process.poll() is not None}
+        for name, status in dead.items():
+            said = f"the {name} ended with status {status}; starting it again. {self._last_words(name)}"
+            print(said, file=sys.stderr, flush=True)
+            self._spawn(name)
+        return list(dead)
+
+    def _last_words(self, name: str) -> str:
+        """Return the last line that a process has written, and where the others are."""
+        path = self._logs / f"{name}.log"
+        lines = path.read_bytes()[-WORDS:].decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        return f"{last} (all it said is in {path})"
 
     def _ready(self) -> bool:
         try:
@@ -257,8 +272,11 @@ def main() -> int:
         return 0
     except DBAPIError as error:
         print(f"gauntlet: the database cannot be used: {error.orig}", file=sys.stderr)
-    except (ServeError, ValidationError) as error:
+    except ServeError as error:
         print(f"gauntlet: {error}", file=sys.stderr)
+    except ValidationError as error:
+        said = (f"{'.'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in error.errors())
+        print(f"gauntlet: {'; '.join(said)}", file=sys.stderr)
     return 1
 
 

@@ -38,7 +38,7 @@ from core.suites import expand_suite, inherited, suites
 from core.understood import understood
 from store import idempotency, jobs, waiting
 from store.models import JOB_ENDED, JobState, Stage, StageState
-from store.protocol import asked_of
+from store.protocol import UNREAD, asked_of
 
 router = APIRouter(tags=["jobs"], responses=RESPONSES)
 
@@ -349,7 +349,7 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
             "blackbox-matrix": f"/results/blackbox-matrix?job={job_id}",
             "figures": f"/results/figures?job={job_id}",
         },
-        cautions=protocol.cautions(asked) if asked else [],
+        cautions=protocol.cautions(asked) if asked else [UNREAD] if rows else [],
     )
 
 

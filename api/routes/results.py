@@ -19,7 +19,7 @@ from api.terminal import WRITERS
 from core import protocol
 from core.fields import Pixels, format_pixels
 from store import results
-from store.protocol import asked_of_matrix
+from store.protocol import UNREAD, asked_of_matrix
 from store.results import Filters, Matrix
 
 router = APIRouter(prefix="/results", tags=["results"], responses=RESPONSES)
@@ -93,7 +93,9 @@ def _blackbox(session: Session, query: MatrixQuery) -> MatrixReply:
 def cautions_of(session: Session, found: Matrix) -> list[str]:
     """Return what is known against believing the table: of its models, and how they and it differ from the paper's."""
     asked = asked_of_matrix(session, found)
-    return protocol.beside(asked) if asked else []
+    if asked is None:
+        return [UNREAD] if found.scope else []
+    return protocol.beside(asked)
 
 
 def _answer(

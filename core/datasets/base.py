@@ -36,6 +36,8 @@ class Dataset(Kind):
     """What a reader of results must know about these images; shown wherever they are."""
     real: ClassVar[bool] = True
     """False for images made by a program: results on them are never called by a real set's name."""
+    in_paper: ClassVar[bool] = False
+    """Whether the defaults of benchmarks are the paper's; others are ours, in its manner."""
     stands_for: ClassVar[str] = ""
     """Kind of the dataset that this one is a smaller or another form of, and whose protocol it is measured by."""
     shape: ClassVar[tuple[int, int, int]]
@@ -77,7 +79,7 @@ class Dataset(Kind):
     def remedy(self) -> str:
         """Return what to do when files are missing, as the second half of a sentence."""
         instead = f", or {self.instead}" if self.instead else ""
-        return f"{self.source}, or set DATA_DIR to a folder that has {next(iter(self.checksums))}{instead}"
+        return f"{self.source}, or start with DATA_DIR set to a folder that has {next(iter(self.checksums))}{instead}"
 
     def first(self, limit: int | None) -> int | None:
         """Return `limit` where it shortens the test set, else None, so that all of it has one name."""

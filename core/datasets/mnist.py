@@ -12,6 +12,7 @@ class Mnist(Dataset):
     kind: Literal["mnist"] = "mnist"
 
     title = "MNIST"
+    in_paper = True
     shape = (1, 28, 28)
     classes = tuple("0123456789")
     train_size = 60_000

@@ -15,6 +15,7 @@ class Svhn(Dataset):
     kind: Literal["svhn"] = "svhn"
 
     title = "SVHN"
+    in_paper = True
     shape = (3, 32, 32)
     classes = tuple("0123456789")
     train_size = 73_257

@@ -74,7 +74,7 @@ def test_every_form_names_the_attack_that_no_row_names():
         assert "IFGSM eps=0.3 k=30" in write(MATRIX), form
     several = [row.model_copy(update={"attack_label": row.label}) for row in MATRIX.rows]
     assert "examples of" not in to_text(MATRIX.model_copy(update={"rows": several}))
-    assert list(csv.DictReader(io.StringIO(WRITERS["csv"](MATRIX))))[0]["attack"] == "IFGSM eps=0.3 k=30"
+    assert next(iter(csv.DictReader(io.StringIO(WRITERS["csv"](MATRIX)))))["attack"] == "IFGSM eps=0.3 k=30"
 
 
 def test_a_white_box_table_needs_no_star():

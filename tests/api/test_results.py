@@ -5,10 +5,12 @@ import io
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 
 from api.exports import COLUMNS
 from core.statistics import wilson
+from store.models import Stage
+from store.protocol import UNREAD
 from tests import factories
 from tests.api.house import LITTLE, House
 
@@ -129,6 +131,16 @@ class TestShape:
         house.post(body)
         (said,) = (line for line in house.get(WHITEBOX)["cautions"] if "ill-conditioned" in line)
         assert said in planned, "in the same words as before it ran"
+
+    def test_models_of_a_kind_that_is_not_installed_any_more_are_said(self, house: House):
+        """What is known against them, and how they differ from the protocol, only their package can tell."""
+        job = house.post(LITTLE)
+        house.work(60)
+        with house.service.database.write() as session:
+            for stage in session.scalars(select(Stage).where(Stage.kind == "train")):
+                stage.spec = {**stage.spec, "defense": {"kind": "gone"}}
+        for address in (WHITEBOX, BLACKBOX, f"/jobs/{job['id']}"):
+            assert house.get(address)["cautions"] == [UNREAD], address
 
 
 class TestMissing:

@@ -90,6 +90,12 @@ class TestSubmit:
         assert output.splitlines()[0] == f"job {number}: 9 stages, {served.url}/jobs/{number}"
         assert Client(served.url).job(int(number))["name"] == "from a file"
 
+    def test_numbers_of_yaml_are_those_of_json(self, gauntlet: Command, served: Served):
+        text = gauntlet.file(yaml.safe_dump(JOB) + "training: {iterations: 10, batch_size: 64, lr: 1e-3}\n")
+        _, output, errors = gauntlet("submit", text)
+        assert errors == ""
+        assert Client(served.url).job(int(submitted(output)))["spec"]["training"]["lr"] == 0.001
+
     def test_the_service_is_named_before_the_command_or_after_it(self, gauntlet: Command, served: Served):
         gauntlet.url = "http://127.0.0.1:9"
         assert gauntlet("jobs")[0] == 1
@@ -320,7 +326,7 @@ class TestLooking:
         assert output.startswith("robustness matrix, models by attacks: ")
         assert json.loads(gauntlet("robustness", "--job", number, "--format", "json")[1])["counted"] == 1
         assert gauntlet("cost", "--job", number)[1].startswith("no finished training recorded its time")
-        assert gauntlet("figures", "--job", number) == (0, "", "")
+        assert gauntlet("figures", "--job", number)[1].startswith("no figures yet, or none that fit; ")
         spec = {"kind": "figure", "dataset": "mnist-mini", "defenses": [{"kind": "natural"}],
                 "figures": [{"kind": "illustration"}]}  # fmt: skip
         drawing = submitted(gauntlet("submit", gauntlet.file(spec))[1])
@@ -361,6 +367,10 @@ class TestNoService:
         assert cli.main(["jobs"]) == 1
         assert f"no service at {nobody.url}:" in capsys.readouterr().err
 
+    def test_an_address_without_http(self, nobody: Command, served: Served):
+        nobody.url = served.url.removeprefix("http://")
+        assert nobody("jobs")[0] == 0
+
     def test_one_that_takes_the_request_and_says_nothing(self, nobody: Command, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(Client.__init__, "__defaults__", (None, 0.2))
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -375,7 +385,7 @@ class TestNoService:
         assert end.value.code == 2
         assert "`doctor` runs on the service's own machine" in capsys.readouterr().err
 
-    @pytest.mark.parametrize("url", ["http://[", "ftp://127.0.0.1", "127.0.0.1:9"])
+    @pytest.mark.parametrize("url", ["http://[", "ftp://127.0.0.1"])
     def test_an_address_that_is_none(self, nobody: Command, url: str):
         nobody.url = url
         status, _, errors = nobody("jobs")

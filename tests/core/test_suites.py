@@ -115,6 +115,12 @@ def test_the_tenths_are_of_one_protocol_and_share_a_model():
         assert {entry["name"] for entry in tenth["defenses"]} <= {entry["name"] for entry in paper["defenses"]}
 
 
+def test_a_dataset_that_the_paper_has_not_is_measured_by_its_own_protocol():
+    said = cautions(of_plan(planned({"suite": "e2sad-svhn", "dataset": "cifar10-jpeg"})))
+    assert any(line.startswith("not CIFAR-10's own protocol: dataset: CIFAR-10 (JPEG copy), 50,000") for line in said)
+    assert not any("the paper" in line for line in said[1:])
+
+
 def test_the_models_in_bfloat16_are_those_of_the_paper_but_for_that():
     said = reductions(of_plan(planned({"suite": "random-start-bf16"})))
     assert said == [

@@ -207,7 +207,7 @@ def test_port_taken(tmp_path: Path, taken: int) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("PORT", "70000", "less than or equal to 65535"),
+        ("PORT", "70000", "gauntlet: PORT: Input should be less than or equal to 65535\n"),
         ("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", "gauntlet: the database cannot be used: "),
         ("HOST", "203.0.113.1", "port 8000 on 203.0.113.1 cannot be used: Cannot assign requested address"),
     ],
@@ -217,6 +217,21 @@ def test_unusable_settings(tmp_path: Path, setting: str, value: str, message: st
     assert service.wait() == 1
     assert message in service.log
     assert "Traceback" not in service.log
+
+
+def test_an_api_that_cannot_start(tmp_path: Path) -> None:
+    """A package whose kind is broken: the reason is said, and the start is given up."""
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[gauntlet.defenses]\nbroken = broken:Broken\n")
+    (tmp_path / "broken.py").write_text("raise RuntimeError('this package is broken')\n")
+    service = Serve(tmp_path, PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]))
+    assert service.wait() == 1
+    assert "the api ended with status 1; starting it again. " in service.log
+    assert re.search(
+        r"gauntlet: the API cannot start: .*this package is broken.* \(all it said is in .*api.log\)", service.log
+    )
 
 
 def test_listen(taken: int) -> None:
