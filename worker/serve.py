@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -28,6 +29,8 @@ from store import migrate
 from store.settings import Settings, settings
 
 START_SECONDS = 60.0
+WORKER_SECONDS = 10.0
+"""How long a start waits for the worker: what is posted before it lives says that nobody serves the queue."""
 TRIES = 2
 """Times that the API may end before it was ever ready."""
 WORDS = 4000
@@ -100,7 +103,7 @@ class LocalService:
         }  # fmt: skip
 
     def start(self) -> None:
-        """Start everything and return when the API is ready.
+        """Start everything and return when the API is ready, and as a rule the worker.
 
         Raises:
             ServeError: it is not ready in time, or has ended twice before it was.
@@ -114,6 +117,10 @@ class LocalService:
                 raise ServeError(f"the API cannot start: {self._last_words('api')}")
             if time.monotonic() > deadline:
                 raise ServeError(f"the API is not ready after {START_SECONDS:.0f} s; see {self._logs / 'api.log'}")
+            time.sleep(0.1)
+        deadline = time.monotonic() + WORKER_SECONDS
+        while time.monotonic() < deadline and not self._answers("/workers"):
+            self._restart_dead()
             time.sleep(0.1)
 
     def _spawn(self, name: str) -> None:
@@ -155,9 +162,13 @@ class LocalService:
         return f"{last} (all it said is in {path})"
 
     def _ready(self) -> bool:
+        return self._answers("/readyz")
+
+    def _answers(self, path: str) -> bool:
+        """Return whether the API answers at `path`, and with more than an empty list."""
         try:
-            with urllib.request.urlopen(f"{self.url}/readyz", timeout=2) as answer:  # noqa: S310 - our own URL
-                return answer.status == 200
+            with urllib.request.urlopen(f"{self.url}{path}", timeout=2) as answer:  # noqa: S310 - our own URL
+                return answer.status == 200 and bool(json.load(answer))
         except (urllib.error.URLError, OSError):
             return False
 

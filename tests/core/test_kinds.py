@@ -3,9 +3,11 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -263,6 +265,40 @@ def test_an_attack_dropped_as_one_file_is_validated_planned_listed_and_documente
     assert answers["catalog"] == "0.3"
     assert answers["openapi"] is True
     assert answers["torch"] is False
+
+
+TRAINING = """
+from core.defenses import DEFENSES
+from core.execution import Execution
+from core.training import Training, train
+from tests.core.small import TinyNet, tiny_pixels
+
+images, labels = tiny_pixels(20)
+defense = DEFENSES["gaussian_noise"](sigma=0.1)
+schedule, execution = Training(iterations=2, batch_size=8), Execution(threads=1)
+found = train(defense, TinyNet(), schedule, execution, mathematics="m", seed=0, images=images, labels=labels)
+finite = [weight.isfinite().all().item() for weight in found.weights.values()]
+print(defense.label(), len(found.curve), all(finite))
+"""
+
+
+def test_the_documents_example_of_a_package_trains(tmp_path: Path):
+    said = (ROOT / "docs" / "adding-a-kind.md").read_text()
+    code, project = (re.findall(f"```{language}\n(.*?)```", said, re.DOTALL) for language in ("python", "toml"))
+    points = tomllib.loads(project[0])["project"]["entry-points"]["gauntlet.defenses"]
+    (tmp_path / "gauntlet_noise").mkdir()
+    (tmp_path / "gauntlet_noise" / "gaussian.py").write_text(code[0])
+    info = tmp_path / "gauntlet_noise-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gauntlet-noise\nVersion: 1\n")
+    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
+    (info / "entry_points.txt").write_text(f"[gauntlet.defenses]\n{lines}")
+    found = subprocess.run(
+        [sys.executable, "-c", TRAINING], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+    )  # fmt: skip
+    assert found.stdout.endswith("True\n"), found.stderr
+    assert found.stdout.startswith("gaussian_noise ")
 
 
 def test_the_registries_do_not_grow_by_being_looked_at():
