@@ -36,7 +36,9 @@ def whole(job: dict[str, Any], state: str | None = None) -> Iterator[str]:
     yield line({**job, "stages": []}).rstrip()
     yield f"posted {_at(job['created_at'])}, started {_at(job['started_at'])}, ended {_at(job['finished_at'])}"
     left = "" if job["state"] in ENDED else f", about {_long(job['cost']['remaining_seconds'])} to go"
-    yield f"device time {_long(job['cost']['used_seconds'])}{left}"
+    found = job["cost"]["reused_seconds"]
+    shared = f", {_long(found)} of it in stages that other jobs had run" if found else ""
+    yield f"device time {_long(job['cost']['used_seconds'])}{shared}{left}"
     for stage in job["stages"]:
         if state in (None, stage["state"]):
             yield f"{stage['key'][:SHOWN]}  {stage['state']:9}  {_running(stage)}{_why(stage)}"

@@ -24,7 +24,7 @@ from core.attacks import AnyAttack
 from core.datasets import DATASETS
 from core.defenses import AnyDefense
 from core.errors import SpecError
-from core.fields import Count, Seed, Share
+from core.fields import Count, Number, Seed
 from core.figures import AnyFigure
 from core.kinds import Spec, known_name, names_of
 from core.networks import AnyNetwork
@@ -84,7 +84,7 @@ class TrainingRequest(Spec):
     """L2 penalty."""
     precision: Precision | None = None
     """What the training's matrix products compute in."""
-    label_smoothing: Annotated[Share, Field(lt=1)] | None = None
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] | None = None
     """Training targets of every defense that does not set its own: 1 - this on the true class, this over the rest."""
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from core import losses
 from core.attacks.base import GradientAttack, Oracle
-from core.fields import Share
+from core.fields import Number, Share
 from core.kinds import Kind
 from core.monitor import UNWATCHED, Monitor
 from core.passes import Passes
@@ -135,7 +135,7 @@ class Defense(Kind, ABC):
     only_loss: ClassVar[str] = "loss"
     """Part of the training loss that `loss` is, where `gradients` reports no parts; as it is, of nothing known."""
 
-    label_smoothing: Annotated[Share, Field(lt=1)] = 0.0
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Training targets: 1 - this on the true class, this spread over the others; 0 is hard, the paper's soft is .25."""
 
     @abstractmethod

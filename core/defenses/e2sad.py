@@ -29,7 +29,7 @@ class E2SAD(Defense):
 
     kind: Literal["e2sad"] = "e2sad"
     """The kind's name."""
-    label_smoothing: Annotated[Share, Field(lt=1)] = 0.25
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.25
     """Training targets: 1 - this on the true class, this spread over the others; 0 is hard, the paper's soft is .25."""
     alpha: Share = 0.6
     """Weight of the clean loss; 1 - alpha is the first adversarial examples'."""

@@ -148,6 +148,7 @@ TABLE: dict[str, tuple[Any, str, str, list[str] | None]] = {
     "alpha NaN": (defense(alpha=NAN), "defense.alpha", "finite number", None),
     "alpha true": (defense(alpha=True), "defense.alpha", "valid number", None),
     "label smoothing 1": (training(label_smoothing=1), "training.label_smoothing", "less than 1", None),
+    "label smoothing above 1": (training(label_smoothing=1.2), "training.label_smoothing", "less than 1", None),
     "lr 0": (training(lr=0), "training.lr", "greater than 0", None),
     "lr NaN": (training(lr=NAN), "training.lr", "finite number", None),
     "lr true": (training(lr=True), "training.lr", "valid number", None),

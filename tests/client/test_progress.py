@@ -22,7 +22,8 @@ def test_progress_says_what_runs():
     assert line == "running    12.5 %  2/8 stages  train e2sad S (30/300)"
 
 
-COST = {"used_seconds": 3.25, "remaining_seconds": 7260.0, "rate": 1e10, "rate_measured": False, "flop": 2e13}
+COST = {"used_seconds": 3.25, "reused_seconds": 0.0, "remaining_seconds": 7260.0, "rate": 1e10,
+        "rate_measured": False, "flop": 2e13}  # fmt: skip
 JOB = {
     "id": 7, "kind": "evaluate", "name": "n", "suite": None, "spec": {}, "created_at": 0.0, "started_at": None,
     "finished_at": None, "cost": COST, "cautions": ["beware"],
@@ -51,6 +52,9 @@ def test_a_whole_job(spec: dict[str, Any], suite: str | None, head: str):
         "caution: beware",
     ]
     assert [line for line in progress.whole(found, "failed") if "train" in line] == [lines[5]]
+    shared = {**found, "cost": {**COST, "reused_seconds": 3}}
+    device = "device time 3.2 s, 3.0 s of it in stages that other jobs had run, about 2 h 1 min to go"
+    assert list(progress.whole(shared))[3] == device
     assert "to go" not in "".join(progress.whole({**found, "state": "cancelled"}))
 
 
