@@ -188,6 +188,8 @@ class PlanReply(Reply):
     """Stages that have succeeded already."""
     cost: CostReply
     """What it would cost."""
+    waits_for: str | None
+    """Why nothing of it would begin now: no live worker serves its queue. Null where one does."""
     cautions: list[str]
     """What to know before believing its results, every difference from the paper's protocol among it."""
 

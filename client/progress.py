@@ -57,6 +57,7 @@ def plan(found: dict[str, Any]) -> str:
         f"{found['done']} have succeeded before, {found['new']} have to run",
         f"about {_long(cost['remaining_seconds'])} of device time at {cost['rate']:.2g} floating-point operations per "
         f"second ({rate}); {cost['flop']:.2g} in all",
+        *([found["waits_for"]] if found["waits_for"] else []),
     ]
     return "\n".join([*lines, *(f"caution: {caution}" for caution in found["cautions"]), "nothing was stored"])
 

@@ -108,6 +108,11 @@ def _insert_missing(session: Session, ordered: Sequence[PlannedStage], device: s
         _insert_ignore(session, STAGES, [_stage_row(stage, device, priority) for stage in chunk], created_at=db_now())
 
 
+def queue_of(device: str) -> str:
+    """Return the queue of a device class's stages."""
+    return "gpu" if device == "cuda" else "cpu"
+
+
 def _stage_row(stage: PlannedStage, device: str, priority: int) -> dict[str, Any]:
     train = stage.spec if isinstance(stage.spec, Train) else None
     return {
@@ -118,7 +123,7 @@ def _stage_row(stage: PlannedStage, device: str, priority: int) -> dict[str, Any
         "recipe": train and train.recipe,
         "seed": train and train.seed,
         "dataset": stage.dataset,
-        "queue": "gpu" if device == "cuda" else "cpu",
+        "queue": queue_of(device),
         "state": StageState.BLOCKED,
         "priority": priority,
         "flop": stage.flop,

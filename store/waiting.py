@@ -55,14 +55,19 @@ class Reasons:
             message = (stage.error or {}).get("message", "")
             return f"tries again in {stage.not_before - self.now:.0f} s after: {message}"
         if stage.queue not in self.served:
-            where = " on a machine with a CUDA device" if stage.queue == "gpu" else ""
-            return f"no live worker serves the queue {stage.queue}; start one with `python -m worker`{where}"
+            return unserved(stage.queue)
         return self._place(stage) + _left_by(stage.error or {})
 
     def _place(self, stage: Stage) -> str:
         place = self.places.get(stage.id)
         ahead = f"more than {RANKED}" if place is None else str(place)
         return f"queued in {stage.queue} behind {ahead} stages" if place != 0 else f"next in the queue {stage.queue}"
+
+
+def unserved(queue: str) -> str:
+    """Return what stages wait for where no live worker serves their queue."""
+    where = " on a machine with a CUDA device" if queue == "gpu" else ""
+    return f"no live worker serves the queue {queue}; start one with `python -m worker`{where}"
 
 
 def _still(progress: dict[str, Any]) -> str | None:

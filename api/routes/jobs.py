@@ -36,7 +36,7 @@ from core.jobs import JOB, Job, require_no_idle
 from core.plan import Plan, plan
 from core.suites import expand_suite, inherited, suites
 from core.understood import understood
-from store import idempotency, jobs, waiting
+from store import idempotency, jobs, waiting, workers
 from store.models import JOB_ENDED, JobState, Stage, StageState
 from store.protocol import UNREAD, asked_of
 
@@ -116,7 +116,7 @@ def _post(service: Service, body: Any, dry_run: bool, idempotency_key: str | Non
         suite, job = parse_job(body)
         if dry_run:
             with service.database.read() as session:
-                reply = _plan_reply(session, job, _planned(service, session, job))
+                reply = _plan_reply(service, session, job, _planned(service, session, job))
             return _json_answer(reply)
         return _once(service, suite, job, idempotency_key, digest(body))
     except SpecError as error:
@@ -294,11 +294,13 @@ def _replay(service: Service, key: str, request_sha256: str) -> Response | None:
     return _kept(known.job_id, known.answer, **replayed)
 
 
-def _plan_reply(session: Session, job: Job, planned: Plan) -> PlanReply:
+def _plan_reply(service: Service, session: Session, job: Job, planned: Plan) -> PlanReply:
     known = jobs.states_of_keys(session, list(planned.stages))
     ordered = planned.ordered
     every = [(stage.flop, known.get(stage.key, "new"), False, 0.0) for stage in ordered]
     price = views.cost(session, planned.device, every)
+    queue = jobs.queue_of(planned.device)
+    served = queue in workers.live_queues(session, service.alive_seconds)
     return PlanReply(
         kind=getattr(job, "kind", "benchmark"),
         dataset=planned.dataset,
@@ -315,6 +317,7 @@ def _plan_reply(session: Session, job: Job, planned: Plan) -> PlanReply:
         new=sum(known.get(stage.key) != StageState.SUCCEEDED for stage in ordered),
         done=sum(known.get(stage.key) == StageState.SUCCEEDED for stage in ordered),
         cost=price,
+        waits_for=None if served else waiting.unserved(queue),
         cautions=protocol.cautions(protocol.of_plan(planned)),
     )  # fmt: skip
 

@@ -66,6 +66,16 @@ class TestBare:
         assert cost["remaining_seconds"] == cost["estimated_seconds"]
         assert cost["rate_measured"] is False
 
+    def test_a_plan_says_where_nobody_would_take_it(self, house: House):
+        wait = "no live worker serves the queue {}; start one with `python -m worker`{}"
+        assert house.plan(LITTLE)["waits_for"] == wait.format("cpu", "")
+        elsewhere = house.plan({**LITTLE, "device": "cuda"})["waits_for"]
+        assert elsewhere == wait.format("gpu", " on a machine with a CUDA device")
+        with house.service.database.write() as session:
+            row = {"incarnation": "a", "host": "h", "pid": 1, "device": "cpu", "device_name": "", "versions": {}}
+            workers.register(session, {**row, "queues": ["cpu"]})
+        assert house.plan(LITTLE)["waits_for"] is None
+
     def test_a_dry_run_stores_nothing(self, house: House):
         house.plan(E2SAD)
         assert house.rows() == {}

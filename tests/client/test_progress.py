@@ -61,12 +61,14 @@ def test_a_whole_job(spec: dict[str, Any], suite: str | None, head: str):
 def test_a_plan_of_a_job_that_evaluates_nothing():
     stages = [{"kind": "train"}]
     plan = {"kind": "train", "dataset": "mnist", "device": "cpu", "images": 0, "stages": stages, "done": 0, "new": 1,
-            "cost": COST, "cautions": []}  # fmt: skip
+            "cost": COST, "waits_for": None, "cautions": []}  # fmt: skip
     assert progress.plan(plan).splitlines() == [
         "train on mnist, cpu: 1 stages (1 train)", "0 have succeeded before, 1 have to run",
         "about 2 h 1 min of device time at 1e+10 floating-point operations per second (assumed, none has been "
         "measured); 2e+13 in all", "nothing was stored",
     ]  # fmt: skip
+    waiting = {**plan, "waits_for": "no live worker serves the queue gpu"}
+    assert progress.plan(waiting).splitlines()[-2:] == ["no live worker serves the queue gpu", "nothing was stored"]
 
 
 def test_progress_says_what_it_waits_for():
