@@ -119,7 +119,7 @@ class LocalService:
                 raise ServeError(f"the API is not ready after {START_SECONDS:.0f} s; see {self._logs / 'api.log'}")
             time.sleep(0.1)
         deadline = time.monotonic() + WORKER_SECONDS
-        while time.monotonic() < deadline and not self._answers("/workers"):
+        while time.monotonic() < deadline and not self._has_worker():
             self._restart_dead()
             time.sleep(0.1)
 
@@ -162,15 +162,18 @@ class LocalService:
         return f"{last} (all it said is in {path})"
 
     def _ready(self) -> bool:
-        return self._answers("/readyz")
+        return self._answer("/readyz") is not None
 
-    def _answers(self, path: str) -> bool:
-        """Return whether the API answers at `path`, and with more than an empty list."""
+    def _has_worker(self) -> bool:
+        return any(worker["alive"] for worker in self._answer("/workers") or [])
+
+    def _answer(self, path: str) -> Any:
+        """Return the JSON that the API answers at `path` with, None where it does not."""
         try:
             with urllib.request.urlopen(f"{self.url}{path}", timeout=2) as answer:  # noqa: S310 - our own URL
-                return answer.status == 200 and bool(json.load(answer))
+                return json.load(answer)
         except (urllib.error.URLError, OSError):
-            return False
+            return None
 
     def stop(self) -> None:
         """Ask every process to end, and end those that do not."""
