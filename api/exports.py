@@ -130,9 +130,9 @@ def reach(accuracy: float, interval: tuple[float, float]) -> float:
 
 
 def transferred(matrix: MatrixReply) -> str:
-    """Return which examples a black-box table is of, where one attack crafted them all and no row names it."""
+    """Return for a caption which examples a black-box table is of, where one attack crafted all and no row names it."""
     attacks = {row.attack_label for row in matrix.rows if row.attack_label}
-    return f"examples of {attacks.pop()}" if matrix.matrix == "blackbox" and len(attacks) == 1 else ""
+    return f", examples of {attacks.pop()}" if matrix.matrix == "blackbox" and len(attacks) == 1 else ""
 
 
 def _caption(matrix: MatrixReply) -> str:
@@ -140,10 +140,10 @@ def _caption(matrix: MatrixReply) -> str:
         return matrix.reason or "no evaluations that fit"
     scope = matrix.scope
     pairing = f", pairing {matrix.pairing}" if matrix.pairing else ""
-    of = f", {transferred(matrix)}" if transferred(matrix) else ""
     return (
         f"Accuracy in per cent ± the farther end of its 95 % interval: {scope.dataset}, first {scope.images} "
-        f"test images, {scope.device}{pairing}{of}." + (f" Empty: {matrix.reason}." if matrix.reason else "")
+        f"test images, {scope.device}{pairing}{transferred(matrix)}."
+        + (f" Empty: {matrix.reason}." if matrix.reason else "")
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from api import exports
-from api.exports import CHANCE, MARKS, footnotes, losses_run, mark, paper_notes, reach, remarks, whose
+from api.exports import CHANCE, MARKS, footnotes, losses_run, mark, paper_notes, reach, remarks, transferred, whose
 from api.paper import PaperReply
 from api.schemas import CellReply, MatrixReply
 
@@ -32,9 +32,9 @@ def _others(matrix: MatrixReply) -> list[str]:
 
 def _caption(matrix: MatrixReply) -> str:
     assert matrix.scope is not None  # noqa: S101 - asked before
-    of = f", {exports.transferred(matrix)}" if exports.transferred(matrix) else ""
     return (
-        f"{matrix.matrix} matrix, {WHAT[matrix.matrix]}{of}: accuracy in % ± farther end of the 95 % interval; "
+        f"{matrix.matrix} matrix, {WHAT[matrix.matrix]}{transferred(matrix)}: accuracy in % ± farther end of the 95 % "
+        "interval; "
         f"{matrix.scope.dataset}, first {matrix.scope.images} test images, {matrix.scope.device}"
     )
 

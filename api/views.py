@@ -20,7 +20,7 @@ from api.schemas import (
 )
 from core.datasets import DATASETS
 from core.statistics import wilson
-from store import stages, waiting
+from store import jobs, stages, waiting
 from store.models import Job, Stage, StageState
 from store.results import Axis, Cell, Matrix, Scope
 
@@ -66,7 +66,7 @@ def summary(job: Job, counts: Counts, running: Sequence[Running] = ()) -> JobSum
 
 def cost(session: Session, device: str, every: Sequence[tuple[float, str, bool, float]]) -> CostReply:
     """Return what stages cost, each given as (flop, state, reused, device seconds)."""
-    measured = stages.measured_rate(session, "gpu" if device == "cuda" else "cpu")
+    measured = stages.measured_rate(session, jobs.queue_of(device))
     rate = measured or ASSUMED_RATE[device]
     return CostReply(
         estimated_seconds=sum(flop for flop, *_ in every) / rate,

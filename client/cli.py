@@ -280,10 +280,11 @@ def _watch(client: Client, job_id: int) -> int:
         elif line != shown and time.monotonic() - last > PLAIN_SECONDS:
             print(line, flush=True)
             shown, last = line, time.monotonic()
+    line = progress.line(job)
     if live:
-        print(f"\r\033[K{progress.line(job)}")
-    elif progress.line(job) != shown:
-        print(progress.line(job))
+        print(f"\r\033[K{line}")
+    elif line != shown:
+        print(line)
     for stage in job["stages"]:
         if stage["state"] == "failed":
             print(

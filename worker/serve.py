@@ -147,7 +147,8 @@ class LocalService:
 
     def _restart_dead(self) -> list[str]:
         """Return the names of the processes that had ended."""
-        dead = {name: process.poll() for name, process in self._processes.items() if process.poll() is not None}
+        ended = {name: process.poll() for name, process in self._processes.items()}
+        dead = {name: status for name, status in ended.items() if status is not None}
         for name, status in dead.items():
             said = f"the {name} ended with status {status}; starting it again. {self._last_words(name)}"
             print(said, file=sys.stderr, flush=True)
@@ -157,7 +158,9 @@ class LocalService:
     def _last_words(self, name: str) -> str:
         """Return the last line that a process has written, and where the others are."""
         path = self._logs / f"{name}.log"
-        lines = path.read_bytes()[-WORDS:].decode(errors="replace").split("\n")
+        with path.open("rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - WORDS))
+            lines = log.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
         return f"{last} (all it said is in {path})"
 

@@ -21,6 +21,7 @@ from core.figures import FIGURES
 from core.kinds import BadKind, Kind, discover
 from core.networks import NETWORKS
 from core.stages import STAGES
+from tests.outside import entry_point
 
 ROOT = Path(__file__).parents[2]
 ALL = {**ATTACKS, **DEFENSES, **NETWORKS, **DATASETS, **STAGES}
@@ -163,10 +164,7 @@ class TestDiscover:
 
 
 def _entry_point(folder: Path, line: str) -> None:
-    info = folder / "outside-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(f"[gauntlet.toys]\n{line}\n")
+    entry_point(folder, "gauntlet.toys", line)
     importlib.invalidate_caches()
 
 
@@ -288,11 +286,7 @@ def test_the_documents_example_of_a_package_trains(tmp_path: Path):
     points = tomllib.loads(project[0])["project"]["entry-points"]["gauntlet.defenses"]
     (tmp_path / "gauntlet_noise").mkdir()
     (tmp_path / "gauntlet_noise" / "gaussian.py").write_text(code[0])
-    info = tmp_path / "gauntlet_noise-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gauntlet-noise\nVersion: 1\n")
-    lines = "".join(f"{name} = {value}\n" for name, value in points.items())
-    (info / "entry_points.txt").write_text(f"[gauntlet.defenses]\n{lines}")
+    entry_point(tmp_path, "gauntlet.defenses", "\n".join(f"{name} = {value}" for name, value in points.items()))
     found = subprocess.run(
         [sys.executable, "-c", TRAINING], cwd=tmp_path, capture_output=True, text=True, check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},

@@ -17,6 +17,7 @@ from client.api import ENDED, Client
 from core.datasets import DATASETS
 from store.settings import Settings
 from tests import servers
+from tests.outside import entry_point
 from tests.processes import QUICK, Process, alive, descendants, wait_until
 from tests.worker import specs
 from worker import serve
@@ -221,10 +222,7 @@ def test_unusable_settings(tmp_path: Path, setting: str, value: str, message: st
 
 def test_an_api_that_cannot_start(tmp_path: Path) -> None:
     """A package whose kind is broken: the reason is said, and the start is given up."""
-    info = tmp_path / "broken-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[gauntlet.defenses]\nbroken = broken:Broken\n")
+    entry_point(tmp_path, "gauntlet.defenses", "broken = broken:Broken")
     (tmp_path / "broken.py").write_text("raise RuntimeError('this package is broken')\n")
     service = Serve(tmp_path, PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]))
     assert service.wait() == 1
