@@ -15,7 +15,6 @@ from api.schemas import (
     ProgressReply,
     ScopeReply,
     SeedReply,
-    StageBase,
     StageReply,
 )
 from core.datasets import DATASETS
@@ -81,17 +80,17 @@ def cost(session: Session, device: str, every: Sequence[tuple[float, str, bool, 
 
 def stage(row: Stage, reused: bool, reasons: waiting.Reasons) -> StageReply:
     """Return a stage as its job shows it."""
-    return StageReply(**of_stage(row, reasons).model_dump(), reused=reused)
+    return StageReply(**of_stage(row, reasons), reused=reused)
 
 
-def of_stage(row: Stage, reasons: waiting.Reasons) -> StageBase:
-    """Return what every view of a stage shows."""
+def of_stage(row: Stage, reasons: waiting.Reasons) -> dict[str, Any]:
+    """Return what every view of a stage shows, the fields of StageBase."""
     said, ended = reasons.of(row), row.state in (StageState.FAILED, StageState.CANCELLED)
-    return StageBase(
-        key=row.key, kind=row.kind, title=row.title, state=row.state, waits_for=None if ended else said,
-        reason=said if ended else None, progress=row.progress if row.state == StageState.RUNNING else None,
-        device_seconds=row.device_seconds,
-    )  # fmt: skip
+    return {
+        "key": row.key, "kind": row.kind, "title": row.title, "state": row.state, "waits_for": None if ended else said,
+        "reason": said if ended else None, "progress": row.progress if row.state == StageState.RUNNING else None,
+        "device_seconds": row.device_seconds,
+    }  # fmt: skip
 
 
 def pairing(kind: str, chosen: str) -> str | None:

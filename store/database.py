@@ -7,7 +7,7 @@ busy_timeout. Lease arithmetic uses `db_now()`, the database's clock, never a pr
 import json
 import math
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,21 @@ from typing import Any, TypeVar
 
 from psycopg import InternalError
 from psycopg import OperationalError as PsycopgOperationalError
-from sqlalchemy import Connection, Engine, Float, create_engine, event, make_url, text
+from sqlalchemy import (
+    JSON,
+    Connection,
+    Engine,
+    Float,
+    Table,
+    bindparam,
+    column,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import InterfaceError, OperationalError, ProgrammingError
@@ -105,6 +119,23 @@ def insert_in(dialect: str, table: Any) -> Any:
 def insert_for(session: Session, table: Any) -> Any:
     """Return INSERT in the words of the session's database."""
     return insert_in(dialect_of(session), table)
+
+
+def insert_new(session: Session, table: Table, rows: Sequence[dict[str, Any]], **more: Any) -> None:
+    """Insert those of the rows, all of the same columns, that are not there yet, with `more` in each of them."""
+    for chunk in chunks(rows):
+        if dialect_of(session) == "postgresql":  # one JSON array: hundreds of rows of parameters take it twice the time
+            session.execute(_insert_given(table, tuple(chunk[0]), more).on_conflict_do_nothing(), {"given": chunk})
+        else:
+            session.execute(insert_for(session, table).values(**more).on_conflict_do_nothing(), chunk)
+
+
+def _insert_given(table: Table, names: Sequence[str], more: Mapping[str, Any]) -> postgresql.Insert:
+    """Return INSERT of the rows in its parameter `given`, a JSON array of objects."""
+    rows = func.json_to_recordset(bindparam("given", type_=JSON()))
+    given = rows.table_valued(*(column(name, table.c[name].type) for name in names)).render_derived(with_types=True)
+    values = select(*(given.c[name] for name in names), *more.values())
+    return postgresql.insert(table).from_select([*names, *more], values)
 
 
 def unhurried(session: Session) -> None:

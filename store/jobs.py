@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Table, bindparam, func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session, defer
 
 from core.attacks import Attack
@@ -13,7 +13,7 @@ from core.plan import Model, Plan, PlannedStage
 from core.stages import Stage as StageSpec
 from core.stages.train import Train
 from store import events
-from store.database import CHUNK, chunks, db_now, dialect_of, insert_for
+from store.database import CHUNK, chunks, db_now, dialect_of, insert_new
 from store.models import (
     EVALUATIONS,
     JOB_ENDED,
@@ -95,17 +95,10 @@ def submit(session: Session, wanted: Submission, plan: Plan) -> tuple[int, list[
     return job_id, bells
 
 
-def _insert_ignore(session: Session, table: Table, rows: Sequence[dict[str, Any]], **more: Any) -> None:
-    """Insert the rows that are not there yet, `more` in each of them."""
-    for chunk in chunks(rows):
-        insertion = insert_for(session, table).values(**more) if more else insert_for(session, table)
-        session.execute(insertion.on_conflict_do_nothing(), chunk)
-
-
 def _insert_missing(session: Session, ordered: Sequence[PlannedStage], device: str, priority: int) -> None:
     """Insert the stages nobody has asked for yet, in one order for everyone: (depth, key)."""
     for chunk in chunks(ordered):  # the specs of thousands at once take memory that never comes back
-        _insert_ignore(session, STAGES, [_stage_row(stage, device, priority) for stage in chunk], created_at=db_now())
+        insert_new(session, STAGES, [_stage_row(stage, device, priority) for stage in chunk], created_at=db_now())
 
 
 def queue_of(device: str) -> str:
@@ -145,7 +138,7 @@ def _insert_edges(session: Session, ordered: Sequence[PlannedStage], ids: dict[s
     edges = [
         {"stage_id": ids[stage.key], "parent_id": ids[parent]} for stage in ordered for parent in stage.spec.parents()
     ]
-    _insert_ignore(session, PARENTS, edges)
+    insert_new(session, PARENTS, edges)
 
 
 def _wants_life(row: Any, priority: int) -> bool:
@@ -167,11 +160,10 @@ def _attach(session: Session, job_id: int, plan: Plan, ids: dict[str, int], foun
         }
         for position, stage in enumerate(plan.ordered)
     ]
-    for chunk in chunks(wants):
-        session.execute(insert(JOB_STAGES), chunk)
+    insert_new(session, JOB_STAGES, wants)
     models = _model_rows(job_id, "target", plan.targets, ids) + _model_rows(job_id, "substitute", plan.substitutes, ids)
-    _insert_ignore(session, JOB_MODELS, models)
-    _insert_ignore(session, EVALUATIONS, _evaluation_rows(plan, ids))
+    insert_new(session, JOB_MODELS, models)
+    insert_new(session, EVALUATIONS, _evaluation_rows(plan, ids))
 
 
 def _model_rows(job_id: int, role: str, models: Sequence[Model], ids: dict[str, int]) -> list[dict[str, Any]]:

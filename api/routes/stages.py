@@ -65,7 +65,7 @@ def get_stage(key: StageKey, service: ServiceDep) -> StageDetail:
         row = found.stage
         reasons = waiting.reasons(session, [row], service.alive_seconds)
         return StageDetail(
-            **views.of_stage(row, reasons).model_dump(),
+            **views.of_stage(row, reasons),
             spec=row.spec, parents=found.parents, queue=row.queue, fence=row.fence, failures=row.failures,
             losses=row.losses, error=_error(row.error), attempts=[_attempt(attempt) for attempt in found.attempts],
             result=found.result.payload if found.result else None,

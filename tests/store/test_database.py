@@ -14,8 +14,8 @@ from sqlalchemy import select, text, update
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from store import stages
-from store.database import Database, db_now, to_json
-from store.models import Result, Stage, StageParent
+from store.database import Database, db_now, insert_new, to_json
+from store.models import STAGES, Result, Stage, StageParent
 from store.settings import Settings
 from tests import factories
 
@@ -60,6 +60,27 @@ def test_numbers_of_specs_come_back_exactly(database: Database, number: float):
         session.execute(update(Stage).values(spec={"number": number}))
     with database.read() as session:
         assert session.scalar(select(Stage.spec)) == {"number": number}
+
+
+def test_rows_that_are_new_are_inserted_as_they_are(unchecked: Database):
+    odd = [("null", None, 0.30000000000000004), ("{'\"}", 0, 1e22), ("\\u2028 ä\u2028", 2**31, 5e-324), ("", 1, 0.1)]
+    rows = [
+        {
+            "key": f"{number:064x}", "kind": "train", "title": title, "spec": {"flop": flop, "title": title, "a": None},
+            "recipe": None, "seed": seed, "dataset": "mnist", "queue": "cpu", "state": "blocked", "priority": -1,
+            "flop": flop,
+        }
+        for number, (title, seed, flop) in enumerate(odd)
+    ]  # fmt: skip
+    with unchecked.write() as session:
+        insert_new(session, STAGES, rows[:2], created_at=db_now())
+        insert_new(session, STAGES, [{**rows[1], "title": "another"}, *rows[2:]], created_at=db_now())
+        insert_new(session, STAGES, [], created_at=db_now())
+    with unchecked.read() as session:
+        found = session.scalars(select(Stage).order_by(Stage.key)).all()
+    assert [{name: getattr(stage, name) for name in rows[0]} for stage in found] == rows
+    assert all(stage.created_at > 1e9 for stage in found)
+    assert {(stage.fence, stage.cancel_requested, stage.error) for stage in found} == {(0, False, None)}
 
 
 def test_the_database_clock_ticks_in_seconds_since_1970(database: Database):
