@@ -1,15 +1,21 @@
-"""Robustness: the worst case per example over every attack on a model, beside each attack, and models in pairs."""
+"""Robustness: the worst case per example over every attack in one ball, beside each attack, and models in pairs."""
 
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
+
+from pydantic import ValidationError
 
 from api import exports, terminal, views
 from api.schemas import AxisReply, CellReply, MatrixReply, Reply, ScopeReply
+from core.attacks import ATTACK
 from core.bits import Bits, discordant, worst_case
-from core.errors import ArtifactCorrupt
+from core.datasets import DATASETS
+from core.errors import ArtifactCorrupt, SpecError
+from core.fields import format_pixels, parse_pixels
 from core.statistics import mcnemar_exact, wilson
 from store.results import Axis, Cell, Matrix, SeedCount, Sums
 
@@ -22,11 +28,11 @@ class WorstSeed(Reply):
     seed: int
     """Its seed."""
     accuracy: float
-    """Share of the examples that it gets right under every attack."""
+    """Share of the examples that it gets right under every attack that counts."""
     n: int
     """Examples."""
     n_correct: int
-    """Examples that it gets right under every attack."""
+    """Examples that it gets right under every attack that counts."""
     interval: tuple[float, float]
     """Wilson's 95 % interval."""
 
@@ -54,7 +60,7 @@ class RobustReply(Reply):
     attacks: list[CellReply]
     """Its accuracy under each attack alone, in the order of the table's `attacks`; seeds are left out."""
     worst: CellReply
-    """Its accuracy where every example counts as right only if it is right under every attack; seeds are left out."""
+    """Its accuracy where an example is right only if it is so under every attack that counts; seeds are left out."""
     seeds: list[WorstSeed]
     """The worst case per seed."""
     paired: list[PairedSeed]
@@ -62,14 +68,16 @@ class RobustReply(Reply):
 
 
 class RobustnessReply(Reply):
-    """Models under the worst of the attacks on them, each example by itself."""
+    """Models under the worst of the attacks on them within one radius, each example by itself."""
 
     scope: ScopeReply | None
     """What the table is about; null where there is no evaluation."""
     attacks: list[AxisReply]
-    """The attacks; clean images are shown but count in no worst case."""
+    """The attacks; clean images, and attacks beyond `eps`, are shown but count in no worst case."""
+    eps: str | None
+    """Radius of the ball that the worst case is over, in pixel units; null where no attack has one."""
     counted: int
-    """How many of them the worst case is over."""
+    """How many of the attacks lie in it: those the worst case is over."""
     reference: str | None
     """Label of the model that the others are paired with."""
     models: list[RobustReply]
@@ -91,15 +99,23 @@ class _Worst:
 
 
 def reply(
-    found: Matrix, reference: Axis | None, bits: Mapping[str, str], read: Callable[[str], bytes], cautions: list[str]
-) -> RobustnessReply:
-    """Return the table of a white-box matrix; `bits` says where each evaluation's are, which `read` gives."""
-    climbed = [row for row in found.rows if (row.attack or {}).get("kind") != "none"]
+    found: Matrix, reference: Axis | None, bits: Mapping[str, str], read: Callable[[str], bytes], cautions: list[str],
+    within: Fraction | None = None,
+) -> RobustnessReply:  # fmt: skip
+    """Return the table of a white-box matrix; `bits` says where each evaluation's are, which `read` gives.
+
+    The worst case is over attacks `within` that radius; left out, the dataset's own, or the smallest that there is.
+
+    Raises:
+        SpecError: no attack of the table is within it.
+    """
+    climbed, eps = _in_one_ball(found, within)
     worst = {column.key: _worst(found, column, climbed, bits, read) for column in found.columns}
     base = worst[reference.key].bits if reference else {}
     return RobustnessReply(
         scope=views.scope(found.scope) if found.scope else None,
         attacks=[views.axis(row) for row in found.rows],
+        eps=None if eps is None else format_pixels(eps),
         counted=len(climbed),
         reference=reference.label if reference else None,
         models=[
@@ -116,7 +132,38 @@ def reply(
         others=[views.scope(other) for other in found.others],
         reason=found.reason,
         cautions=cautions,
-    )
+    )  # fmt: skip
+
+
+def _in_one_ball(found: Matrix, within: Fraction | None) -> tuple[list[Axis], Fraction | None]:
+    """Return the attacks that one worst case can be over, and the largest of their radii.
+
+    A model that an attack beyond the ball defeats may well be robust in it. What bounds something else than the change
+    of a pixel is in no ball; where nothing else is there, all of it counts.
+    """
+    climbed = [row for row in found.rows if (row.attack or {}).get("kind") != "none"]
+    radii = {row.key: radius for row in climbed if (radius := _radius(row)) is not None}
+    if not radii and (within is None or not climbed):
+        return climbed, None
+    smallest = min(radii.values(), default=Fraction(0))
+    own = DATASETS.get(found.scope.dataset) if found.scope else None
+    reach = within if within is not None else max(smallest, parse_pixels(own.eps) if own else smallest)
+    inside = [row for row in climbed if row.key in radii and radii[row.key] <= reach]
+    if not inside:
+        there = sorted(set(radii.values()))
+        said = ", ".join(map(format_pixels, there)) or "no radius"
+        raise SpecError(
+            f"no attack of this table is within {format_pixels(reach)}; they are of {said} (pixel units)",
+            ("eps",), [format_pixels(radius) for radius in there],
+        )  # fmt: skip
+    return inside, max(radii[row.key] for row in inside)
+
+
+def _radius(row: Axis) -> Fraction | None:
+    try:
+        return ATTACK.validate_python(row.attack).radius()
+    except ValidationError:  # of a kind that is gone
+        return None
 
 
 def _worst(
@@ -174,7 +221,8 @@ def _paired(mine: Mapping[int, Bits], reference: Mapping[int, Bits]) -> list[Pai
 def as_matrix(table: RobustnessReply) -> MatrixReply:
     """Return models by attacks with the worst case last, as the forms of a matrix take it."""
     axes = [AxisReply(key=model.recipe, label=model.label, recipe=model.recipe) for model in table.models]
-    columns = [*table.attacks, AxisReply(key="worst", label=f"{WORST} of {table.counted}")]
+    within = f" within {table.eps}" if table.eps else ""
+    columns = [*table.attacks, AxisReply(key="worst", label=f"{WORST} of {table.counted}{within}")]
     cells = [[*model.attacks, model.worst] for model in table.models]
     return MatrixReply(
         matrix="robustness", scope=table.scope, pairing=None, rows=axes, columns=columns, cells=cells,
@@ -182,8 +230,8 @@ def as_matrix(table: RobustnessReply) -> MatrixReply:
     )  # fmt: skip
 
 
-COLUMNS = ("label", "recipe", "seed", "n", "n_correct", "accuracy", "low", "high", "attacks", "reference", "only_this",
-           "only_reference", "p_value", "reason", "note", "cautions")  # fmt: skip
+COLUMNS = ("label", "recipe", "seed", "n", "n_correct", "accuracy", "low", "high", "attacks", "eps", "reference",
+           "only_this", "only_reference", "p_value", "reason", "note", "cautions")  # fmt: skip
 
 
 def to_csv(table: RobustnessReply) -> str:
@@ -200,7 +248,7 @@ def to_csv(table: RobustnessReply) -> str:
             pair = pairs.get(seed.seed)
             against: list[Any] = [pair.only_this, pair.only_reference, pair.p_value] if pair else ["", "", ""]
             writer.writerow([label, model.recipe, seed.seed, seed.n, seed.n_correct, seed.accuracy, *seed.interval,
-                             table.counted, reference, *against, "", *tail])  # fmt: skip
+                             table.counted, table.eps or "", reference, *against, "", *tail])  # fmt: skip
         if model.worst.reason:
             empty = [""] * (len(COLUMNS) - 2 - 1 - len(tail))
             writer.writerow([label, model.recipe, *empty, exports.inert(model.worst.reason), *tail])

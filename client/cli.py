@@ -31,7 +31,7 @@ FILTERS: dict[str, tuple[type, str]] = {
     "images": (int, "test images behind each evaluation"),
     "network": (str, "architecture"),
     "attack": (str, "kind of attack"),
-    "eps": (str, "radius of the attack, 0.3 or 24/255"),
+    "eps": (str, "radius of the attacks, 0.3 or 24/255"),
     "steps": (int, "steps of the attack"),
     "label": (str, "only targets of this label; may be repeated"),
     "seed": (int, "only targets of this seed; may be repeated"),
@@ -43,7 +43,7 @@ FILTERS: dict[str, tuple[type, str]] = {
 REPEATED = ("label", "seed")
 SCOPE = ("job", "suite", "dataset", "device", "images", "label", "seed")
 MATRIX = (*SCOPE, "network", "attack", "eps", "steps", "pairing")
-ROBUSTNESS = (*SCOPE, "reference")
+ROBUSTNESS = (*SCOPE, "eps", "reference")
 COST = ("job", "suite", "device")
 FIGURES = ("job", "suite", "dataset", "model")
 FORMS = ("table", "json", "csv", "markdown", "latex")

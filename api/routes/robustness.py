@@ -12,6 +12,7 @@ from api.robustness import RobustnessReply
 from api.routes.results import cautions_of
 from api.service import ServiceDep
 from core.errors import SpecError
+from core.fields import Pixels
 from store import results
 from store.results import Axis, Matrix
 from store.robustness import bits_of
@@ -27,6 +28,8 @@ class RobustnessQuery(ScopeQuery):
 
     reference: QueryText | None = None
     """Label or recipe of the model that the others are paired with; left out, the first one."""
+    eps: Pixels | None = None
+    """Worst case over the attacks within this radius, pixel units; left out, within the dataset's own."""
     format: Form | None = None
     """Form of the answer; left out, what Accept asks for, else JSON."""
 
@@ -44,7 +47,8 @@ def robust(
         found = results.whitebox(session, query.filters())
         bits = bits_of(session, _evaluations(found))
         cautions = cautions_of(session, found)
-    reply = robustness.reply(found, _reference(found, query.reference), bits, service.store.get, cautions)
+    reference = _reference(found, query.reference)
+    reply = robustness.reply(found, reference, bits, service.store.get, cautions, query.eps)
     return answer(reply, robustness.WRITERS, query.format, accept, if_none_match)
 
 

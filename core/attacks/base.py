@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -115,8 +116,8 @@ class Attack(Kind, ABC):
     def passes(self) -> Passes:
         """Return the cost per example."""
 
-    def radius(self) -> float | None:
-        """Return the largest change of a pixel, or None where the attack bounds something else."""
+    def radius(self) -> Fraction | None:
+        """Return the largest change of a pixel, in pixel units; None where the attack bounds something else."""
         return None
 
     def in_box(self) -> bool:
@@ -137,7 +138,7 @@ class Attack(Kind, ABC):
         if not bool(adversarial.isfinite().all()):
             raise GauntletError(f"{self.label()}: the result is not finite")
         if radius is not None and (moved := (adversarial - images).abs().max().item()) > radius + SLACK:
-            raise GauntletError(f"{self.label()}: a pixel moved by {moved:.8g}, more than {radius:.8g}")
+            raise GauntletError(f"{self.label()}: a pixel moved by {moved:.8g}, more than {float(radius):.8g}")
         if self.in_box() and not -SLACK <= adversarial.min().item() <= adversarial.max().item() <= 1 + SLACK:
             raise GauntletError(f"{self.label()}: the result leaves [0, 1]")
 
@@ -152,9 +153,9 @@ class GradientAttack(Attack, ABC):
     clip: Flag = True
     """Whether the result is clipped to the pixel box [0, 1]."""
 
-    def radius(self) -> float:
+    def radius(self) -> Fraction:
         """Return eps."""
-        return float(self.eps)
+        return self.eps
 
     def in_box(self) -> bool:
         """Return `clip`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
 from core.attacks.base import Attack, Oracle
@@ -25,9 +26,9 @@ class NoAttack(Attack):
         """Return nothing."""
         return Passes()
 
-    def radius(self) -> float:
+    def radius(self) -> Fraction:
         """Return 0."""
-        return 0.0
+        return Fraction(0)
 
     def label(self) -> str:
         """Return "clean"."""

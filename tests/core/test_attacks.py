@@ -336,7 +336,7 @@ class Broken(Attack):
         return Passes()
 
     def radius(self):
-        return 0.1
+        return Fraction(1, 10)
 
 
 class Backward(Broken):
