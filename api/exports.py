@@ -160,7 +160,7 @@ def _tex(text: str) -> str:
 PAPER_COLUMNS = (
     "table", "suite", "protocol", "dataset", "device", "images", "row", "column", "published", "loss", "accuracy",
     "low", "high", "n", "n_correct", "seeds", "n_seeds", "spread", "difference", "prediction_low", "prediction_high",
-    "explained_by_chance", "whitebox", "reason", "command", "note", "reductions", "cautions",
+    "explained_by_chance", "whitebox", "reason", "command", "note", "reductions", "choices", "cautions",
 )  # fmt: skip
 
 
@@ -171,7 +171,8 @@ def paper_csv(table: PaperReply) -> str:
     writer.writerow(PAPER_COLUMNS)
     scope = table.scope
     head = [table.table, table.suite, table.protocol, scope.dataset, scope.device, scope.images]
-    tail = [inert(text) for text in (scope.note, "; ".join(table.reductions), "; ".join(table.cautions))]
+    said = (table.reductions, table.choices, table.cautions)
+    tail = [inert(text) for text in (scope.note, *map("; ".join, said))]
     for row, cells in zip(table.rows, table.cells, strict=True):
         for column, cell in zip(table.columns, cells, strict=True):
             for ours in cell.measured:
@@ -254,7 +255,7 @@ MARKS = "~ the published value is within our seeds' spread, ! it is not, no mark
 
 
 def paper_notes(table: PaperReply) -> list[str]:
-    """Return what a reader has to know: reductions, where cells were computed, what is missing, cautions."""
+    """Return what a reader has to know: reductions, choices, where cells were computed, what is missing, cautions."""
     protocol = [f"Not the paper's protocol: {line}" for line in table.reductions] or ["The paper's protocol."]
     seeds = sorted({seed.seed for ours in _measurements(table) for seed in ours.seeds})
     # nothing that is run later adds a cell to one job's table
@@ -262,6 +263,7 @@ def paper_notes(table: PaperReply) -> list[str]:
     note = table.scope.note
     return [
         *protocol,
+        *(f"Open in the paper: {line}" for line in table.choices),
         *([f"{table.scope.dataset}: {note}"] if note else []),
         f"Seeds: {', '.join(map(str, seeds)) or 'none'}.",
         *(f"{origin.evaluations} evaluations on {_where(origin.environment)}." for origin in table.origins),

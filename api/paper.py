@@ -85,6 +85,8 @@ class PaperReply(Reply):
     """Whether it follows the paper's protocol."""
     reductions: list[str]
     """Every way in which it does not."""
+    choices: list[str]
+    """What the paper leaves open, and how our models have it."""
     scope: ScopeReply
     """Dataset, device class and test images of our cells."""
     execution: dict[str, Any]
@@ -124,6 +126,7 @@ def reply(
         description=" ".join(suites().get(source.suite or "", {}).get("description", "").split()),
         protocol="reduced" if standing.reductions else "paper",
         reductions=list(standing.reductions),
+        choices=list(standing.choices),
         scope=views.scope(Scope(standing.dataset, found.execution.device, standing.images)),
         execution=found.execution.model_dump(mode="json"),
         execution_key=paper.execution_key(found.execution),

@@ -113,7 +113,7 @@ def _changes(train: Train, schedule: Mapping[str, Any], theirs: Dataset) -> Iter
     yield from (f"{name}: {mine[name]} instead of {usual}" for name, usual in schedule.items() if mine[name] != usual)
     steps: int | None = getattr(train.defense, "steps", None)
     usual = getattr(filled(type(train.defense)(), theirs), "steps", None)
-    if steps is not None and usual is not None and steps < usual:
+    if steps is not None and usual is not None and steps != usual:
         yield f"training steps: {steps} instead of {usual}"
     if train.network.kind != theirs.network or train.network.differences():
         fields = [f"{name}={value}" for name, value in train.network.differences().items()]

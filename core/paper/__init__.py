@@ -26,6 +26,7 @@ from core.errors import SpecError
 from core.execution import Execution
 from core.jobs import JOB, BenchmarkJob
 from core.kinds import Kind
+from core.paper.choices import choices
 from core.plan import Model, Plan, plan
 from core.resolve import filled
 from core.suites import expand_suite, suites
@@ -186,6 +187,8 @@ class Standing:
     """Loss -> the attack of the source's transfer."""
     reductions: tuple[str, ...]
     """How the source's protocol differs from the paper's, a sentence each; empty at the paper's own."""
+    choices: tuple[str, ...]
+    """How the source has what the paper leaves open, a sentence each."""
 
 
 def tables() -> dict[str, Any]:
@@ -242,9 +245,8 @@ def _standing(number: int, source: Source, executed: str) -> Standing:
         raise SpecError(f"{source.said} has no model of table {number}")
     recipes = {model.train.recipe for model in planned.substitutes}
     images = next(stage.images for stage in planned.ordered if stage.images)
-    differences = protocol.reductions(
-        protocol.Asked(planned.dataset, [(name, model.train) for name, model in models.items()], images)
-    )
+    trains = {name: model.train for name, model in models.items()}
+    differences = protocol.reductions(protocol.Asked(planned.dataset, list(trains.items()), images))
     return Standing(
         source,
         planned.dataset,
@@ -254,6 +256,7 @@ def _standing(number: int, source: Source, executed: str) -> Standing:
         _panel(planned, table.dataset, reading),
         _transfers(planned, table.dataset),
         (*([reading.said] if reading.said else []), *differences),
+        tuple(choices(table.dataset, trains)),
     )
 
 

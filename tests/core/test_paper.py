@@ -53,6 +53,15 @@ def test_the_full_suite_follows_the_protocol_and_has_every_cell() -> None:
     for number in (1, 2):
         found = standing(number, of_suite("e2sad-mnist"), Execution())
         assert found.reductions == ()
+        assert [line.partition(":")[0] for line in found.choices] == [
+            "equation 7 has no gradient as printed",
+            "adversarial images of trainings and attacks are clipped to [0, 1]",
+            "the optimiser is named for SVHN alone", "the weight of clean images is given for e2SAD alone",
+        ]  # fmt: skip
+        assert (
+            "second_step entropy climbs the cross entropy with its arguments exchanged, at x1 (e2SAD S)"
+            in found.choices[0]
+        )
         assert (found.dataset, found.images) == ("mnist", 10_000)
         assert tuple(found.models) == tuple(MODELS["mnist"])
         assert {row for row, _ in found.attacks} == set(ATTACKS["mnist"])
@@ -124,6 +133,8 @@ def test_every_reading_of_svhns_normalisation_stands_beside_table_3() -> None:
         assert {row for row, _ in found.attacks} == set(ATTACKS["svhn"])
     assert pixel.reductions == ()
     assert image.reductions == ("network: svhn_cnn input=per-image (all models)",)
+    assert "maps them to [-1, 1]" in pixel.choices[-1]
+    assert "standardises each by itself" in image.choices[-1]
     assert [line.partition(":")[0] for line in network.reductions] == ["radii"]
     attack = network.attacks["FGSM 24/255", "label"]
     assert attack.model_dump(mode="json")["eps"] == "12/255"

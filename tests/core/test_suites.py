@@ -159,6 +159,8 @@ def test_reductions_follow_the_request_and_not_the_name():
     assert seen == ["network: svhn_cnn input=per-image (all models)"]
     one = planned({"suite": "e2sad-mnist", "network": {"kind": "mnist_cnn"}, "training": {"lr": 0.01}})
     assert reductions(of_plan(one)) == ["lr: 0.01 instead of 0.001 (all models)"]
+    more = planned({"suite": "e2sad-mnist", "defenses": [{"kind": "ifgsm_adv", "steps": 100}], "substitutes": []})
+    assert reductions(of_plan(more)) == ["training steps: 100 instead of 30 (all models)"]
 
 
 def test_models_of_one_name_have_cautions_of_their_own():
