@@ -68,7 +68,8 @@ def beside(asked: Asked) -> list[str]:
 
 def of_models(models: Iterable[tuple[str, Train]]) -> list[str]:
     """Return what is known against believing models trained so."""
-    return [f"{name}: {train.defense.caution}" for name, train in models if train.defense.caution]
+    cautions = ((name, train.defense.caution(train.training.precision)) for name, train in models)
+    return [f"{name}: {said}" for name, said in cautions if said]
 
 
 def _of_paths(figures: Iterable[Figure]) -> Iterable[str]:

@@ -156,9 +156,9 @@ class Defense(Kind, ABC):
         """Return H for hard and S for soft targets."""
         return "S" if self.label_smoothing > 0 else "H"
 
-    @property
-    def caution(self) -> str | None:
-        """Return why results of this spec are to be read with care, or None."""
+    def caution(self, precision: str = "float32") -> str | None:
+        """Return why results of this spec, trained in that precision, are to be read with care, or None."""
+        del precision
         return None
 
     def label(self) -> str:

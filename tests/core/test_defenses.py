@@ -1,6 +1,7 @@
 """Defenses: gradients equal to the naive form, cost equal to what is said, e2SAD against values worked out by hand."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from core.attacks.fgsm import FGSM
+from core.compute import in_bfloat16
 from core.defenses import DEFENSES
 from core.defenses.base import Batch
 from core.defenses.e2sad import E2SAD
@@ -292,9 +294,9 @@ def test_read_literally_the_second_gradient_is_nothing_but_rounding():
     x1 = batch.images.clone().requires_grad_()
     gradient = LITERAL._gradient_at_x1(batch, x1, model(x1))
     assert gradient.abs().max() < 1e-15
-    assert "ill-conditioned" in LITERAL.caution
-    assert E2SAD(second_step="literal", dissimilarity_weight=0).caution is None, "it takes no second step"
-    assert E2SAD().caution is None
+    assert "ill-conditioned" in LITERAL.caution()
+    assert E2SAD(second_step="literal", dissimilarity_weight=0).caution() is None, "it takes no second step"
+    assert E2SAD().caution() is None
 
 
 @pytest.mark.parametrize(
@@ -314,10 +316,41 @@ def test_a_gradient_all_but_at_x1_is_nothing_but_rounding_too(step: str, field: 
         return (moved[0] == moved[1]).double().mean().item()
 
     assert agreement(nearest) > agreement(nearest / 1000) + 0.2
-    assert E2SAD(second_step=step, **{field: nearest}).caution is None
+    assert E2SAD(second_step=step, **{field: nearest}).caution() is None
     nearer = E2SAD(second_step=step, **{field: nearest / 1000})
     assert nearer.unfit()[0] == field
-    assert "ill-conditioned" in nearer.caution
+    assert "ill-conditioned" in nearer.caution()
+
+
+@pytest.mark.parametrize(("step", "given", "coarse"), [
+    ("noise", {}, True), ("vat", {}, True), ("literal", {}, False), ("entropy", {}, False), ("uniform", {}, False),
+    ("noise", {"sigma": 0.05}, False), ("vat", {"xi": 2.0}, False), ("uniform", {"radius": "1/255"}, True),
+])  # fmt: skip
+def test_a_step_that_is_too_near_for_bf16_says_so_where_training_is_so(step: str, given: dict[str, Any], coarse: bool):
+    defense = E2SAD(second_step=step, **given)
+    assert (defense.caution("bf16") != defense.caution("float32")) is coarse
+    assert not coarse or "rounding in bf16 decides much of the second step" in defense.caution("bf16")
+    assert defense.model_copy(update={"dissimilarity_weight": 0}).caution("bf16") is None
+
+
+def test_in_bf16_the_signs_of_a_near_step_are_others():
+    images, labels = tiny_images(16)
+
+    def agreement(defense: E2SAD) -> float:
+        exact = tiny_model(dtype=torch.float32)
+        moved = [
+            two_steps(defense, model, images.float(), labels, torch.arange(16)) for model in (exact, in_bfloat16(exact))
+        ]
+        return (moved[0][1] - moved[0][0]).sign().eq((moved[1][1] - moved[1][0]).sign()).double().mean().item()
+
+    steps = (
+        E2SAD(clip=False),
+        E2SAD(second_step="noise", clip=False),
+        E2SAD(second_step="noise", sigma=0.3, clip=False),
+    )
+    entropy, near, far = map(agreement, steps)
+    assert near < entropy - 0.2
+    assert near < far - 0.2
 
 
 def test_weight_gradients_agree_with_finite_differences():
