@@ -176,7 +176,7 @@ def _page(client: Client, found: dict[str, Any], counts: str) -> str:
         f"# {found['suite']} on {found['dataset']}, {found['device']}", "", " ".join(found["description"].split()), "",
         f"Made by `{found['command']}`; job {found['job']['id']} {found['job']['state']}, {when}, "
         f"device time of all its stages {cost['used_seconds']:.0f} s. "
-        f"Every count is in {counts}.", "",
+        f"{_of_what(found['matrices']['whitebox'])}Every count is in {counts}.", "",
     ]  # fmt: skip
     only = {"job": found["job"]["id"]}
     tables = [client.text(f"/results/paper/{number}", format="markdown", **only) for number in found["tables"]]
@@ -191,6 +191,16 @@ def _page(client: Client, found: dict[str, Any], counts: str) -> str:
         else []
     )
     return "\n".join([*head, *tables, *matrices, *robust, *(_shown(figure) for figure in found["figures"])])
+
+
+def _of_what(matrix: dict[str, Any]) -> str:
+    """Return which models and seeds have results: a job may have other seeds than its suite, and may lack models."""
+    models = [
+        column["label"] for column, cells in zip(matrix["columns"], zip(*matrix["cells"], strict=True), strict=True)
+        if any(cell["accuracy"] is not None for cell in cells)
+    ]  # fmt: skip
+    seeds = {seed["seed"] for cells in matrix["cells"] for cell in cells for seed in cell["seeds"]}
+    return f"Results of {', '.join(models)}; seeds {', '.join(map(str, sorted(seeds)))}. " if models else ""
 
 
 def _is(drawn: dict[str, Any], asked: dict[str, Any]) -> bool:

@@ -87,6 +87,7 @@ def test_the_folder_of_results(tiny: Served, capsys: pytest.CaptureFixture[str],
     assert "### Table 2 of the paper" in page
     assert "### whitebox matrix" in page
     assert "### Worst case, image by image" in page
+    assert "FGSM .4 S, IFGSM .3 H, IFGSM .3 S, e2SAD S; seeds 0. Every count is in" in page
     assert "e2SAD S and Natural H, images only one of them gets right at its worst: seed 0: " in page
 
 
