@@ -57,7 +57,7 @@ def measured(execution: Execution) -> tuple[dict[str, float], str]:
     events: Any = found.key_averages()
     which = "self_device_time_total" if on_cuda else "self_cpu_time_total"
     spent = {event.key: float(getattr(event, which)) for event in events}
-    total = sum(spent.values())
+    total = sum(spent.values()) or 1.0  # where the device's profiler recorded nothing
     shares = dict.fromkeys([*GROUPS, "rest"], 0.0)
     for name, time in spent.items():
         shares[_group(name)] += time / total

@@ -59,7 +59,7 @@ class Captured:
     def _keep_pace(self) -> None:
         import torch
 
-        event = self._replays.popleft() if len(self._replays) == AHEAD else torch.cuda.Event()
+        event = self._replays.popleft() if len(self._replays) == AHEAD else torch.cuda.Event(blocking=True)
         event.synchronize()
         event.record()
         self._replays.append(event)
@@ -70,9 +70,11 @@ class Captured:
 
         stream, current = _stream(), torch.cuda.current_stream()
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            losses = iterate(self._indices, self._iteration)
-        current.wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                losses = iterate(self._indices, self._iteration)
+        finally:
+            current.wait_stream(stream)
         self._eager, self._warm = self._eager + 1, self._portion.size
         return losses
 
@@ -83,8 +85,9 @@ class Captured:
         if self._portion.size != self._warm:
             self._eager = 0
             return None
-        graph = torch.cuda.CUDAGraph()
-        with uncollected(), torch.cuda.graph(graph, stream=_stream()):
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        # the outer stream: where the end of a recording fails torch leaves its own in place
+        with uncollected(), torch.cuda.stream(current), torch.cuda.graph(graph, stream=_stream()):
             self._losses = iterate(self._indices, self._iteration)
         return graph
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+
+from core.portions import ran_out
+from core.provenance import device_class
 
 if TYPE_CHECKING:
     import torch
@@ -14,6 +18,7 @@ if TYPE_CHECKING:
     from core.execution import Execution
 
 
+log = logging.getLogger(__name__)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of malloc.h."""
 KEPT_BYTES = 1 << 30
@@ -49,6 +54,26 @@ def configured(execution: Execution, *, tf32: bool = False) -> Generator[None]:
         cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[1:]
 
 
+def computes() -> bool:
+    """Return whether this process's device still computes: after an illegal access on CUDA it never does again.
+
+    Nor where the recording of a graph has failed so that torch can give no memory back any more.
+    """
+    import torch
+
+    device = device_class()
+    try:
+        torch.nn.ReLU()(torch.ones(1, device=device)).sum().item()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    except RuntimeError as error:
+        if ran_out(error):
+            return True  # full, not broken
+        log.error("the device %s is broken for this process: %s", device, error)
+        return False
+    return True
+
+
 def in_bfloat16(module: nn.Module) -> nn.Module:
     """Return a module whose layers multiply in bfloat16; its weights stay the given ones, its output is float32."""
     from torch import autocast, bfloat16, nn
@@ -78,7 +103,8 @@ def placed(module: nn.Module, execution: Execution) -> nn.Module:
 def unit_images(images: Tensor, execution: Execution) -> Tensor:
     """Return images on the plan's device as floats in [0, 1]; whole numbers are pixel values of 0 to 255."""
     floats = images.to(execution.device).to(number_format(execution), memory_format=_layout(execution))
-    return floats if images.is_floating_point() else floats.div_(255)
+    # a tensor: CUDA multiplies by the reciprocal of a number, which is another pixel value in half of all cases
+    return floats if images.is_floating_point() else floats.div_(floats.new_full((), 255))
 
 
 def _layout(execution: Execution) -> torch.memory_format:

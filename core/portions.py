@@ -14,10 +14,17 @@ AT_ONCE = {"cpu": 500, "cuda": 5000}
 OUT_OF_MEMORY = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "ALLOCATION_FAILED",
+    "unable to find an engine to execute this computation",
     "DefaultCPUAllocator: can't allocate memory",
 )
-"""What torch says where memory that its own CUDA allocator does not hand out has run out: a plain RuntimeError."""
+"""What torch says where memory that its own CUDA allocator does not hand out has run out: a plain RuntimeError.
+
+cuBLAS is not initialized where its handle finds no memory; cuDNN 9 names what failed (..._DEVICE_ALLOCATION_FAILED), or
+has no engine left when none of their workspaces could be had.
+"""
 
 
 def _unheard(line: str) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from core.bundle import LARGE, NEEDED, FileEntry, JobEntry, Manifest, StageEntry, read, write
-from core.compute import keep_freed_memory
+from core.compute import computes, keep_freed_memory
 from core.datasets import DATASETS
 from core.datasets.base import Data
 from core.errors import ArtifactCorrupt, GauntletError, Interrupted, SpecError
@@ -245,7 +245,7 @@ def columns(planned: Plan, labels: Sequence[str]) -> list[PlannedStage]:
 
 
 def run(stages: list[PlannedStage], folder: Folder, budget: Budget, data_dir: Path) -> int:
-    """Return 0 when all stages have finished, 75 when the budget ended first, 1 where some failed.
+    """Return 0 when all stages have finished, 75 when the budget or the device ended first, 1 where some failed.
 
     A stage that fails is printed, and takes with it those that need it, no other.
     """
@@ -271,6 +271,9 @@ def run(stages: list[PlannedStage], folder: Folder, budget: Budget, data_dir: Pa
             print(f"{place} {wanted.title}: FAILED: {type(error).__name__}: {error}", flush=True)
             if not isinstance(error, GauntletError):
                 traceback.print_exc()
+                if not computes():
+                    print("the device computes nothing more in this process; run again to go on", flush=True)
+                    return CUT_SHORT
     return FAILED if failed else 0
 
 
@@ -446,7 +449,10 @@ def _planned(options: argparse.Namespace) -> tuple[BenchmarkJob | FigureJob, Pla
     device = device_class() if options.device == "auto" else options.device
     require_device(device)
     nobody: Any = None  # a suite names no trained models
-    return asked, plan(asked, Execution.on(device, options.threads), nobody)
+    execution = Execution.on(device, options.threads)
+    return asked, plan(
+        asked, execution.model_copy(update={"captured": execution.captured and not options.eager}), nobody
+    )
 
 
 def _origin(options: argparse.Namespace, argv: list[str] | None) -> dict[str, Any]:
@@ -473,6 +479,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the suite's")
     parser.add_argument("--only", nargs="+", default=[], help="the columns of these targets; the rest stays to be run")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--eager", action="store_true", help="record no CUDA graphs: slower, and stages of other keys")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of a CPU stage")
     parser.add_argument(
         "--data-dir", type=Path, default=Path(os.environ.get("DATA_DIR") or "data"),

@@ -3,7 +3,7 @@
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from core import portions
 from core.capture import uncollected
+from core.compute import computes
 from core.defenses import DEFENSES
 from core.errors import Interrupted
 from core.execution import Execution
@@ -108,6 +109,7 @@ class Rehearsed:
     def __init__(self, patch: pytest.MonkeyPatch):
         self.recording = False
         self.recorded = 0
+        self.stream: object = "default"
         self._loop: Loop | None = None
         rehearsed, make, zeros = self, Loop.__init__, torch.zeros
 
@@ -115,6 +117,7 @@ class Rehearsed:
             replay: Callable[[], None]
 
         class Silent:
+            def __init__(self, blocking: bool = False) -> None: ...
             def wait_stream(self, other: object) -> None: ...
             def synchronize(self) -> None: ...
             def record(self) -> None: ...
@@ -123,8 +126,28 @@ class Rehearsed:
             make(self, **fields)
             rehearsed._loop = self
 
+        class Current(Silent):
+            """The stream that is current when it is asked for."""
+
+            def __init__(self) -> None:
+                self.which = rehearsed.stream
+
+        @contextmanager
+        def stream(chosen: object) -> Iterator[None]:
+            before = rehearsed.stream
+            rehearsed.stream = chosen.which if isinstance(chosen, Current) else chosen
+            try:
+                yield
+            finally:
+                rehearsed.stream = before
+
         @contextmanager
         def graph(graph: Graph, stream: object) -> Iterator[None]:
+            before_it, rehearsed.stream = rehearsed.stream, stream
+            yield from recorded(graph)
+            rehearsed.stream = before_it  # not where the end of the recording fails: torch does no better
+
+        def recorded(graph: Graph) -> Iterator[None]:
             loop = rehearsed._loop
             assert loop is not None
             before = deepcopy([[weight.data, loop.optimiser.state[weight]] for weight in loop.params])
@@ -151,8 +174,8 @@ class Rehearsed:
 
         patch.setattr(torch, "zeros", on_the_cpu)
         for name, stand_in in (
-            ("CUDAGraph", Graph), ("graph", graph), ("Stream", Silent), ("Event", Silent), ("current_stream", Silent),
-            ("stream", lambda stream: nullcontext()),
+            ("CUDAGraph", Graph), ("graph", graph), ("Stream", Silent), ("Event", Silent), ("current_stream", Current),
+            ("stream", stream),
         ):  # fmt: skip
             patch.setattr(torch.cuda, name, stand_in)
         patch.setattr(portions, "capturing", lambda: self.recording)
@@ -205,6 +228,38 @@ def test_where_the_recording_runs_out_of_memory_smaller_parts_warm_up_again(rehe
     first = seen.index((4, True))
     assert (4, False) in seen[:first], "no shape is met for the first time in a recording"
     assert rehearsed.recorded == 1
+
+
+def test_after_a_recording_that_fails_the_stream_is_the_one_before(rehearsed: Rehearsed) -> None:
+    def fail(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if rehearsed.recording:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    hook = register_module_forward_pre_hook(fail)
+    try:
+        with pytest.raises(RuntimeError, match="not permitted"):
+            run("e2sad", REHEARSED)
+    finally:
+        hook.remove()
+    assert rehearsed.stream == "default"
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_after_a_recording_that_fails_the_process_trains_or_says_that_it_cannot() -> None:
+    def wait(module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if torch.cuda.is_current_stream_capturing():
+            arguments[0].sum().item()
+
+    hook = register_module_forward_pre_hook(wait)
+    try:
+        with pytest.raises(RuntimeError):
+            run("natural", CAPTURED)
+    finally:
+        hook.remove()
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    if computes():
+        assert_equal(run("natural", CAPTURED), run("natural", EAGER))
 
 
 def test_no_garbage_is_collected_during_a_recording():

@@ -120,6 +120,14 @@ def test_a_column_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--only names columns of matrices" in capsys.readouterr().err
 
 
+def test_without_graphs_where_that_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(run, "require_device", lambda device: None)
+    for more, captured in (((), True), (("--eager",), False)):
+        options = run._parser().parse_args(["--suite", "little", "--out", "x", "--device", "cuda", *more])
+        _, planned = run._planned(options)
+        assert {stage.spec.execution.captured for stage in planned.ordered} == {captured}
+
+
 def test_a_long_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     assert run_to(tmp_path / "quick.zip") == 0
     assert " of 4" not in capsys.readouterr().out
@@ -211,6 +219,22 @@ class TestFailures:
         assert "train wild, seed 0: FAILED: Diverged: training diverged" in said
         assert said.count("left out, for a stage it needs failed") == 4
         assert results(tmp_path / "x.zip") == results(out)
+
+    def test_a_device_that_breaks_ends_the_run_to_go_on_in_another_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        whole = torch.nn.ReLU.forward
+
+        def broken(self: torch.nn.ReLU, images: torch.Tensor) -> torch.Tensor:
+            if images.is_meta:  # no device computes there
+                return whole(self, images)
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.ReLU, "forward", broken)
+            assert run_to(tmp_path / "x.zip") == run.CUT_SHORT
+        assert "the device computes nothing more in this process" in capsys.readouterr().out
+        assert results(tmp_path / "x.zip") == {}
 
     def test_what_failed_is_tried_again(self, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run_to(tmp_path / "x.zip", "--resume", str(out)) == run.FAILED
