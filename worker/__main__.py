@@ -51,7 +51,10 @@ def _leave(*_: object) -> None:
 
 
 def main() -> None:
-    """Run the worker until it is told to stop; exit 70 where its children cannot be started, 1 on another schema."""
+    """Run the worker until it is told to stop.
+
+    Exit 70 where its children cannot be started, 1 on another schema or where it shall serve GPUs and there is none.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     warnings.simplefilter("ignore", SecurityWarning)  # root is fine: messages are JSON, and never more than a hint
     from worker.app import app, children
@@ -59,6 +62,8 @@ def main() -> None:
     chosen = settings()
     await_schema(chosen.sql_url)
     gpus = _gpus(chosen)
+    if "gpu" in chosen.queues and not gpus:
+        sys.exit("gauntlet: WORKER_QUEUES names gpu, and torch can use no GPU here")
     serves = queues(chosen, lambda: bool(gpus))
     signal.signal(signal.SIGTERM, _leave)  # until Celery has a handler of its own
     try:

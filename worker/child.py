@@ -7,6 +7,7 @@ child checkpoints, gives its stage back and ends.
 import contextlib
 import gc
 import logging
+import os
 import queue
 import random
 import signal
@@ -18,13 +19,13 @@ from core.compute import keep_freed_memory
 from store.settings import settings
 from store.stages import JITTER
 from worker.app import BELL
-from worker.devices import computes
+from worker.devices import computes, has_its_device
 from worker.process import WorkerProcess
 from worker.runner import DeviceBroken
 
 log = logging.getLogger(__name__)
 EXIT_BROKEN = 76
-"""The device does not compute in this process."""
+"""The device is not there, or does not compute in this process."""
 
 
 class Line:
@@ -80,6 +81,9 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
+    if not has_its_device():
+        log.error("torch finds no CUDA device, and this process was given %s", os.environ["CUDA_VISIBLE_DEVICES"])
+        sys.exit(EXIT_BROKEN)
     if not computes():
         sys.exit(EXIT_BROKEN)
     process = WorkerProcess(settings())

@@ -1,29 +1,18 @@
 """What this machine computes on. Only a worker's child may ask torch: asking initialises CUDA."""
 
-import logging
+import os
 from collections.abc import Callable
 
-from core.portions import ran_out
+from core.compute import computes
 from core.provenance import device_class, device_name
 from store.settings import QUEUES, Settings
 
-__all__ = ["computes", "device_class", "device_name", "queues", "usable_gpus"]
-log = logging.getLogger(__name__)
+__all__ = ["computes", "device_class", "device_name", "has_its_device", "queues", "usable_gpus"]
 
 
-def computes() -> bool:
-    """Return whether this process's device still computes: after an illegal access on CUDA it never does again."""
-    import torch
-
-    device = device_class()
-    try:
-        torch.nn.ReLU()(torch.ones(1, device=device)).sum().item()
-    except RuntimeError as error:
-        if ran_out(error):
-            return True  # full, not broken
-        log.error("the device %s is broken for this process: %s", device, error)
-        return False
-    return True
+def has_its_device() -> bool:
+    """Return whether this process finds the CUDA device it was given, if it was given one: GPUs fall off their bus."""
+    return not os.environ.get("CUDA_VISIBLE_DEVICES") or device_class() == "cuda"
 
 
 def usable_gpus() -> int:

@@ -132,6 +132,8 @@ def test_the_gpu_is_one_flag() -> None:
     assert (device["driver"], device["count"], "gpu" in device["capabilities"]) == ("nvidia", "all", True)
     defaults = [each["services"]["api"]["environment"].pop("DEVICE") for each in (cpu, gpu)]
     assert defaults == ["", "cuda"]
+    serves = [each["services"]["worker"]["environment"].pop("WORKER_QUEUES") for each in (cpu, gpu)]
+    assert serves == ["", "gpu,cpu"]
     assert cpu == gpu  # nothing else differs
 
 

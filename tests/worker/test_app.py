@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from store import migrate
 from store.settings import Settings
@@ -21,7 +22,7 @@ from tests.worker import specs
 from worker import __main__ as main
 from worker import app
 from worker.app import Child, Children
-from worker.child import Line
+from worker.child import EXIT_BROKEN, Line
 
 ANSWERS = "import socket; line = socket.socket(fileno=0)\nwhile line.recv(1): line.sendall(b'!')"
 DIES_AT_A_BELL = "import socket; socket.socket(fileno=0).recv(1)"
@@ -114,6 +115,31 @@ def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(
     assert main.count_gpus() == 0
     (said,) = caplog.messages
     assert "torch can use no GPU, so the CPU computes: it gives no reason" in said
+
+
+def test_a_worker_that_shall_serve_gpus_and_finds_none_exits(tmp_path: Path, sqlite_url: str) -> None:
+    environment = {
+        **os.environ, "STATE_DIR": str(tmp_path), "DATABASE_URL": sqlite_url, "WORKER_QUEUES": "gpu,cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker"], env=environment, timeout=60, check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert "WORKER_QUEUES names gpu, and torch can use no GPU here" in ended.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device")
+def test_a_child_whose_gpu_is_gone_does_not_compute_on_the_cpu(tmp_path: Path, sqlite_url: str) -> None:
+    environment = {
+        **os.environ, "STATE_DIR": str(tmp_path), "DATABASE_URL": sqlite_url, "CUDA_VISIBLE_DEVICES": "3",
+    }  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker.child"],
+        env=environment, timeout=60, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert ended.returncode == EXIT_BROKEN
+    assert "torch finds no CUDA device, and this process was given 3" in ended.stderr
 
 
 TORCH_WITH_TWO_GPUS = """
