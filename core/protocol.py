@@ -18,8 +18,6 @@ from core.resolve import filled, resolve_training
 from core.stages.draw import Draw
 from core.stages.train import Train
 
-ALIKE = "neighbours there are alike, so intervals for all of them are wider"
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -88,8 +86,8 @@ def reductions(asked: Asked) -> list[str]:
         lines.append(f"dataset: {ours.title}, {ours.train_size:,} training images, instead of {theirs.title}")
     lines += _changed(asked.models, theirs)
     if asked.images is not None and asked.images < theirs.test_size:
-        alike = f" ({ALIKE})" if ours.neighbours_alike and asked.images < ours.test_size else ""
-        lines.append(f"test images: {_first(asked.images, ours)} instead of {theirs.test_size:,}{alike}")
+        which = f", {ours.first_images}" if ours.first_images and asked.images < ours.test_size else ""
+        lines.append(f"test images: {_first(asked.images, ours)} instead of {theirs.test_size:,}{which}")
     return [*lines, *dict.fromkeys(line for figure in asked.figures for line in _of_figure(figure, ours, theirs))]
 
 

@@ -3,7 +3,7 @@
     python scripts/make_mnist_mini.py --data-dir data
 
 The subset is every 6th training and every 5th test image, so it needs no seed and favours nothing. Their order takes
-one from the first half of the split and one from the second in turn, because MNIST's test set is easier in its first
+one from the first half of the split and one from the second in turn, because MNIST's test set is harder in its first
 half (other writers): whoever evaluates the first n images gets both halves.
 """
 

@@ -45,8 +45,8 @@ class Dataset(Kind):
     classes: ClassVar[tuple[str, ...]]
     train_size: ClassVar[int]
     test_size: ClassVar[int]
-    neighbours_alike: ClassVar[bool] = False
-    """True where the test set's order is not a random one: its first images tell less than as many drawn from all."""
+    first_images: ClassVar[str] = ""
+    """What the first test images are, where the order is not a random one and they are no sample of all."""
     checksums: ClassVar[Mapping[str, str]]
     """Path of each official file below `folder` -> its md5, which is what the publishers and torchvision print."""
     source: ClassVar[str]

@@ -17,7 +17,7 @@ class Mnist(Dataset):
     classes = tuple("0123456789")
     train_size = 60_000
     test_size = 10_000
-    neighbours_alike = True  # windows of 500 deviate two to three times as much as chance: docs/results/verdict.md
+    first_images = "of the first half, which is the harder one"  # other writers; measured in docs/results/verdict.md
     checksums: ClassVar = {
         "MNIST/raw/train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
         "MNIST/raw/train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
