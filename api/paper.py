@@ -18,6 +18,8 @@ from store.paper import Measured
 from store.results import Cell, Scope, Sums
 
 Verdict = Literal["yes", "no", "unknown"]
+FEWEST_SEEDS = 3
+"""Below it chance explains anything: with two seeds the interval is 15 of their deviations wide to each side."""
 
 
 class PaperMeasurement(CellReply):
@@ -30,7 +32,7 @@ class PaperMeasurement(CellReply):
     prediction: tuple[float, float] | None
     """Where one further run of ours would fall in 95 % of cases, by the spread of the seeds; null below two seeds."""
     explained_by_chance: Verdict
-    """Whether the published value lies in `prediction`; unknown with one seed or none."""
+    """Whether the published value lies in `prediction`; unknown below three seeds: two are too few for a spread."""
     command: str | None
     """What would run the cell, where something is missing from it."""
 
@@ -164,7 +166,7 @@ def _beside(table: Published, found: Measured, row: str, column: str, loss: str 
         loss=loss,
         difference=None if shown.accuracy is None else shown.accuracy - printed,
         prediction=prediction,
-        explained_by_chance=_explained(printed, prediction),
+        explained_by_chance=_explained(printed, prediction, shown.n_seeds),
         command=source.command if shown.reason else None,
     )
 
@@ -200,8 +202,8 @@ def _prediction(table: Published, cell: Cell) -> tuple[float, float] | None:
     return prediction_interval([seed.n_correct / seed.n for seed in cell.counts], variance=of_images)
 
 
-def _explained(printed: float, prediction: tuple[float, float] | None) -> Verdict:
-    if prediction is None:
+def _explained(printed: float, prediction: tuple[float, float] | None, seeds: int) -> Verdict:
+    if prediction is None or seeds < FEWEST_SEEDS:
         return "unknown"
     low, high = prediction
     return "yes" if low <= printed <= high else "no"

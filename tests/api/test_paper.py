@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from api.exports import PAPER_COLUMNS
+from api.paper import _explained
 from core.execution import Execution
 from core.statistics import wilson
 from core.suites import suites
@@ -196,6 +197,9 @@ class TestSeveralSeeds:
         assert low < 0.9 < 1.0 < high
         assert ours["explained_by_chance"] == "yes"
         assert found["IFGSM .3, k = 30", "Natural H", "label"]["explained_by_chance"] == "no"
+
+    def test_two_seeds_are_too_few_to_say(self):
+        assert [_explained(0.9, (0.5, 1.3), seeds) for seeds in (1, 2, 3)] == ["unknown", "unknown", "yes"]
 
     def test_a_target_meets_substitutes_of_its_own_seed(self, three_seeds: House):
         found = measurements(three_seeds.get("/results/paper/2", **TINY))
