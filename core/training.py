@@ -355,8 +355,12 @@ class Loop:
             return torch.cat([self.model(unit_images(self.images[part], self.execution)).argmax(1) for part in parts])
 
         self.looked_at.lower_to(self.portion.size)
-        with torch.no_grad():
-            found = self.looked_at.fit(predicted, len(indices))
+        self.model.eval()  # to look at it leaves a network with running statistics as it is
+        try:
+            with torch.no_grad():
+                found = self.looked_at.fit(predicted, len(indices))
+        finally:
+            self.model.train()
         return (found == self.labels[indices]).double().mean().item()
 
     def checkpoint(self) -> bytes:

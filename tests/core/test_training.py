@@ -380,3 +380,32 @@ def test_the_curve_tells_the_accuracy_on_images_about_to_be_trained_on():
     model = load_model(TinyNet(), found.weights, FAST)
     right = model(images[chosen].float() / 255).argmax(1) == labels[chosen]
     assert found.curve[-1]["accuracy"] == right.double().mean().item()
+
+
+def test_to_look_at_the_accuracy_leaves_running_statistics_alone():
+    class Normalised(TinyNet):
+        def layers(self):
+            class Norm:
+                def output(self, shape):
+                    return shape
+
+                def flop(self, shape):
+                    return 0
+
+                def modules(self, shape):
+                    return [torch.nn.BatchNorm2d(shape[0])]
+
+            first, *others = super().layers()
+            return (first, Norm(), *others)
+
+    images, labels = tiny_pixels(20)
+    loop = Loop(
+        defense=Natural(), network=Normalised(), training=SHORT, execution=FAST, mathematics="recipe", seed=0,
+        images=images, labels=labels,
+    )  # fmt: skip
+    loop.advance()
+    before = {name: value.clone() for name, value in loop.model.named_buffers()}
+    assert before["3.running_mean"].any()
+    loop._accuracy()
+    assert all(torch.equal(value, before[name]) for name, value in loop.model.named_buffers())
+    assert loop.model.training
