@@ -9,13 +9,14 @@ import hashlib
 import math
 import os
 import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import NoReturn
+from typing import IO, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from core.errors import ArtifactCorrupt, SpecError, StoreAway
@@ -28,6 +29,9 @@ PART = 1 << 20
 """Bytes of an artifact that are in memory at a time where it is streamed."""
 LOCK = ".lock"
 """The file in a folder of artifacts that whoever puts or removes one locks."""
+LOCK_TRIES = 20
+LOCK_PAUSE_SECONDS = 0.05
+"""Between two tries at a lock that is held; after the last, who removes does without it."""
 MARK = ".owner"
 """Where the name of the database stands that a store belongs to."""
 SCHEMES = ["file:///folder", "s3://bucket/prefix"]
@@ -209,29 +213,40 @@ class FolderStore(ArtifactStore):
 
     def unused(self, kept: set[str], older_than: float) -> Iterator[Stored]:
         """Yield the files that are not `kept` and were last put before that moment."""
-        for path in self._folder.glob("??/??/*"):
-            place = str(path.relative_to(self._folder))
-            if path.name in kept or not (is_artifact(place) or path.name.startswith(PARTIAL)):
-                continue
-            with suppress(FileNotFoundError):  # an unfinished file that has just got its name
-                found = path.stat()
-                if found.st_mtime < older_than:
-                    yield Stored(path.name, place, found.st_size)
+        try:
+            for path in self._folder.glob("??/??/*"):
+                place = str(path.relative_to(self._folder))
+                if path.name in kept or not (is_artifact(place) or path.name.startswith(PARTIAL)):
+                    continue
+                with suppress(FileNotFoundError):  # an unfinished file that has just got its name
+                    found = path.stat()
+                    if found.st_mtime < older_than:
+                        yield Stored(path.name, place, found.st_size)
+        except OSError as error:
+            self._away(error)
 
     def remove(self, place: str, older_than: float) -> bool:
-        """Return whether the file was deleted, while nobody could put it again."""
+        """Return whether the file was deleted, while nobody could put it again.
+
+        Where somebody puts for as long as about a second it stays, for `gauntlet gc`: who puts may be paused for ever.
+        """
         path = self._folder / place
-        with self._locked(fcntl.LOCK_EX), suppress(FileNotFoundError):
-            if path.stat().st_mtime < older_than:
-                path.unlink()
-                return True
+        with self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
+            try:
+                if alone and path.stat().st_mtime < older_than:
+                    path.unlink()
+                    return True
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                self._away(error)
         return False
 
     @contextmanager
-    def _locked(self, how: int) -> Generator[None]:
+    def _locked(self, how: int) -> Generator[bool]:
         """Keep those who put apart from those who remove: what is old when it is looked at may be young a moment later.
 
-        Those who put do not keep each other waiting.
+        Those who put do not keep each other waiting. Yields whether the lock was had, which only LOCK_NB leaves open.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -239,8 +254,19 @@ class FolderStore(ArtifactStore):
         except OSError as error:
             self._away(error)
         with lock:
-            fcntl.flock(lock, how)
-            yield
+            yield self._had(lock, how)
+
+    def _had(self, lock: IO[bytes], how: int) -> bool:
+        for _ in range(LOCK_TRIES):
+            try:
+                fcntl.flock(lock, how)
+            except BlockingIOError:
+                time.sleep(LOCK_PAUSE_SECONDS)
+            except OSError as error:
+                self._away(error)
+            else:
+                return True
+        return False
 
     def put(self, data: bytes, what: str = "artifact") -> str:
         """Return the sha256 under which `data` is now stored, as no removal has seen it."""
@@ -284,7 +310,13 @@ class FolderStore(ArtifactStore):
             self._away(error)
 
     def _has(self, place: str) -> bool:
-        return (self._folder / place).exists()
+        try:
+            (self._folder / place).stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            self._away(error)
+        return True
 
     def _away(self, error: OSError) -> NoReturn:
         raise StoreAway(f"the artifact store {self._folder} cannot be used: {error.strerror or error}") from error

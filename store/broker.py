@@ -27,6 +27,10 @@ TASK = "gauntlet.work"
 MAX_BELLS = 32
 """Bells rung for one event; the keeper rings the rest as hands become free."""
 STALE_BELL_SECONDS = 600
+UNFINISHED = ".new"
+"""What the names of messages end with that are being written; a process that was killed leaves one behind."""
+UNFINISHED_SECONDS = 3600.0
+"""An unfinished message of before is nobody's any more."""
 
 
 def celery_app(settings: Settings) -> Celery:
@@ -70,6 +74,7 @@ def _folders(settings: Settings) -> dict[str, Any]:
     control = settings.state_dir / "broker" / "control"
     for folder in (messages, control):
         folder.mkdir(parents=True, exist_ok=True)
+    _sweep(messages)
     options = {
         "data_folder_in": str(messages),
         "data_folder_out": str(messages),
@@ -83,15 +88,27 @@ def _folders(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _sweep(messages: Path) -> None:
+    """Remove what writers that died have left; what cannot be removed now is in nobody's way."""
+    for path in messages.glob(f"*{UNFINISHED}"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
+                path.unlink()
+
+
 class FolderChannel(filesystem.Channel):
     """kombu's, but a message appears whole or not at all: reading half of one ends kombu's consumer for good."""
 
     def _put(self, queue: str, payload: Any, **_: Any) -> None:
         name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}"  # the channel reads in the order of names
         folder = Path(self.data_folder_out)
-        hidden = folder / f"{name}.new"
-        hidden.write_text(dumps(payload), encoding="utf-8")
-        hidden.replace(folder / f"{name}.{queue}.msg")
+        hidden = folder / f"{name}{UNFINISHED}"
+        try:
+            hidden.write_text(dumps(payload), encoding="utf-8")
+            hidden.replace(folder / f"{name}.{queue}.msg")
+        except BaseException:
+            hidden.unlink(missing_ok=True)  # a disk that is full would else fill up with names
+            raise
 
     def _get(self, queue: str) -> Any:
         try:

@@ -213,7 +213,8 @@ def _evaluation_rows(plan: Plan, ids: dict[str, int]) -> list[dict[str, Any]]:
 
 def _attack_columns(attack: Attack) -> dict[str, Any]:
     return {
-        "attack_id": attack.identity(), "attack": attack.model_dump(mode="json"), "attack_label": attack.label(),
+        "attack_id": attack.identity(), "attack": attack.model_dump(mode="json"),
+        "attack_label": attack.label()[:200],
     }  # fmt: skip
 
 

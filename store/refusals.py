@@ -65,7 +65,12 @@ def by_worker(session: Session) -> dict[str, list[str]]:
 
 
 def _lately() -> tuple[Any, ...]:
-    return Attempt.outcome == REFUSED, Attempt.ended_at > db_now() - REMEMBERED_SECONDS
+    """Return the SQL conditions of what was refused lately; long after now ends what a clock saw that was set back."""
+    return (
+        Attempt.outcome == REFUSED,
+        Attempt.ended_at > db_now() - REMEMBERED_SECONDS,
+        Attempt.ended_at <= db_now() + REMEMBERED_SECONDS,
+    )
 
 
 def _others(session: Session, worker: str, queue: str, dataset: str, cause: str, alive_seconds: float) -> bool:

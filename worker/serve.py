@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import http.client
 import json
 import os
 import signal
@@ -146,14 +147,20 @@ class LocalService:
                 return work.wait(RESTART_SECONDS)
 
     def _restart_dead(self) -> list[str]:
-        """Return the names of the processes that had ended."""
+        """Return the names of the processes that had ended and are started again; the others are tried again later."""
         ended = {name: process.poll() for name, process in self._processes.items()}
         dead = {name: status for name, status in ended.items() if status is not None}
-        for name, status in dead.items():
+        return [name for name, status in dead.items() if self._restarted(name, status)]
+
+    def _restarted(self, name: str, status: int) -> bool:
+        try:
             said = f"the {name} ended with status {status}; starting it again. {self._last_words(name)}"
             print(said, file=sys.stderr, flush=True)
             self._spawn(name)
-        return list(dead)
+        except OSError as error:  # as where the machine is out of memory, processes or files, which may pass
+            print(f"the {name} cannot be started now: {error}", file=sys.stderr, flush=True)
+            return False
+        return True
 
     def _last_words(self, name: str) -> str:
         """Return the last line that a process has written, and where the others are."""
@@ -175,7 +182,7 @@ class LocalService:
         try:
             with urllib.request.urlopen(f"{self.url}{path}", timeout=2) as answer:  # noqa: S310 - our own URL
                 return json.load(answer)
-        except (urllib.error.URLError, OSError):
+        except (urllib.error.URLError, OSError, http.client.HTTPException):
             return None
 
     def stop(self) -> None:

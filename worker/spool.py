@@ -2,6 +2,10 @@
 
 One file per stage, named by its key: whoever claims that stage here publishes the file instead of computing again.
 That is as good as computing, because a key names everything that its result depends on.
+
+A finding may be the only copy there is, and the clock that dates it may be set, so none goes for its age: it goes when
+its stage has a result, whoever's. So the folder holds at most one file for each stage that was computed here and has
+none.
 """
 
 import contextlib
@@ -16,12 +20,12 @@ from typing import Any
 
 from core.stages import Outcome
 from store.database import to_json
-from store.files import write_atomically
+from store.files import PARTIAL, write_atomically
 
 log = logging.getLogger(__name__)
 
 KEPT_SECONDS = 7 * 86400.0
-"""What nobody has asked for after a week goes, as do the files of writers that died."""
+"""The unfinished files of writers that died go after a week."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,16 @@ class Spool:
         write_atomically(self._folder / finding.key, _digest(parts), *parts)
 
     def find(self, key: str) -> Finding | None:
-        """Return the stage's finding; one that is not as it was written is removed."""
+        """Return the stage's finding; one that is not as it was written is removed, one that cannot be read stays."""
         try:
             return _parsed(key, (self._folder / key).read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            log.warning("the finding of stage %s in the spool cannot be read: %s", key[:12], error)
+        except OSError as error:
+            log.warning("the finding of stage %s in the spool cannot be read now: %s", key[:12], error)
+            return None
+        except ValueError as error:
+            log.warning("the finding of stage %s in the spool is dropped: %s", key[:12], error)
             self.drop(key)
             return None
 
@@ -76,21 +83,23 @@ class Spool:
 
     def waiting(self) -> list[str]:
         """Return the keys of the stages that have a finding here."""
-        return sorted(path.name for path in self._young() if not path.name.startswith("."))
+        return sorted(path.name for path in self._files() if not path.name.startswith("."))
 
     def drop(self, key: str) -> None:
         """Forget a finding: its stage has a result, or cannot be published."""
         with contextlib.suppress(OSError):
             (self._folder / key).unlink(missing_ok=True)
 
-    def _young(self) -> Iterator[Path]:
+    def _files(self) -> Iterator[Path]:
+        """Yield what lies here, after removing what writers that died have left."""
         if not self._folder.is_dir():
             return
         for path in self._folder.iterdir():
+            if not path.name.startswith(PARTIAL):
+                yield path
+                continue
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime > time.time() - KEPT_SECONDS:
-                    yield path
-                else:
+                if path.stat().st_mtime < time.time() - KEPT_SECONDS:
                     path.unlink()
 
 

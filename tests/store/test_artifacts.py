@@ -1,11 +1,17 @@
 """Artifacts appear whole or not at all, and are never handed out altered."""
 
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
 
@@ -24,6 +30,17 @@ from tests.disk import fill
 from tests.s3 import KEYS, Proxy, S3Server, opened
 
 SIZES = [b"", b"weights", os.urandom(2 * PART + 1)]
+PAUSED = """
+import os, signal
+from pathlib import Path
+from store.artifacts import FolderStore
+sync = os.fsync
+def pause(descriptor):
+    os.fsync = sync
+    os.kill(os.getpid(), signal.SIGSTOP)
+os.fsync = pause
+FolderStore(Path({folder!r})).put(b"from a writer that is paused")
+"""
 DAMAGES = {
     "truncate": lambda data: data[:-1],
     "extend": lambda data: data + b"!",
@@ -142,8 +159,54 @@ def test_a_store_that_does_not_keep_what_was_written_is_noticed(store: ArtifactS
         store.put(b"weights")
 
 
+@contextmanager
+def paused_in_put(folder: Path) -> Iterator[None]:
+    """Have another process paused in the middle of a put, and let it go on in the end."""
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", PAUSED.format(folder=str(folder))], cwd=root) as writer:
+        try:
+            assert os.WIFSTOPPED(os.waitpid(writer.pid, os.WUNTRACED)[1])
+            yield
+        finally:
+            writer.send_signal(signal.SIGCONT)
+        assert writer.wait(30) == 0
+
+
 class TestFolder:
     """What only files can be looked at for."""
+
+    def test_a_writer_that_is_paused_keeps_nobody_waiting(self, folder_store: FolderStore):
+        old = folder_store.put(b"superseded")
+        with ThreadPoolExecutor(1) as pool, paused_in_put(folder_store._folder):
+            assert not pool.submit(folder_store.remove, place_of(old), 2e10).result(20)
+            assert folder_store.get(folder_store.put(b"another's")) == b"another's"
+        assert folder_store.get(hashlib.sha256(b"from a writer that is paused").hexdigest())
+        assert folder_store.remove(place_of(old), 2e10)
+
+    def test_a_folder_that_gives_no_lock(self, folder_store: FolderStore, monkeypatch: pytest.MonkeyPatch):
+        """As one on a network may, of a sudden."""
+        old = folder_store.put(b"superseded")
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        for ask in (lambda: folder_store.put(b"weights"), lambda: folder_store.remove(place_of(old), 2e10)):
+            with pytest.raises(StoreAway, match="cannot be used: No locks available"):
+                ask()
+
+    def test_what_cannot_be_looked_at_is_not_missing(self, folder_store: FolderStore):
+        path = folder_store.path(folder_store.put(b"weights"))
+        path.unlink()
+        path.symlink_to(path)
+        place = str(path.relative_to(folder_store._folder))
+        for ask in (
+            lambda: folder_store._has(place), lambda: folder_store.remove(place, 2e10), lambda: places(folder_store)
+        ):  # fmt: skip
+            with pytest.raises(StoreAway, match="cannot be used: Too many levels of symbolic links"):
+                ask()
+        path.unlink()
+        assert not folder_store._has(place)
 
     def test_putting_twice_writes_once(self, folder_store: FolderStore):
         path = folder_store.path(folder_store.put(b"same"))

@@ -91,6 +91,18 @@ def test_fails_where_every_live_worker_refused(database: Database):
     }  # fmt: skip
 
 
+def test_a_clock_that_was_set_back_remembers_no_refusal(database: Database):
+    factories.post(database, factories.trainings())
+    held = claim(database, "bad")
+    assert held is not None
+    refuse(database, held)
+    with database.write() as session:
+        session.execute(stages.update(stages.Attempt).values(ended_at=stages.Attempt.ended_at + 86400))
+    with database.read() as session:
+        assert refusals.by_worker(session) == {}
+    assert claim(database, "bad") is not None
+
+
 @pytest.mark.parametrize("gone", ["left", "drains", "silent", "serves another queue"])
 def test_a_worker_that_cannot_take_it_is_none(database: Database, gone: str):
     factories.post(database, factories.trainings())

@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import func, inspect, select
 from sqlalchemy.exc import IntegrityError
 
+from core.attacks.fgsm import FGSM
 from core.canonical import digest
 from store import events, idempotency, jobs, stages
 from store.database import Database
@@ -75,6 +76,15 @@ class TestGraph:
         assert len(planned) == 5
         assert all(row.n is None and row.n_correct is None and row.image_limit == 10 for row in planned)
         assert sorted(row.whitebox for row in planned) == [False, True, True, True, True]
+
+    def test_a_label_as_long_as_an_attack_of_others_may_make_it(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ):
+        monkeypatch.setattr(FGSM, "label", lambda _: "FGSM " + 500 * "x")
+        post(database)
+        with database.read() as session:
+            labels = {row.attack_label for row in session.scalars(select(Evaluation))}
+        assert labels == {"clean", "FGSM " + 195 * "x"}
 
 
 class TestSharing:

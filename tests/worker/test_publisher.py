@@ -1,11 +1,15 @@
 """The spool, and publishing while the artifact store or the database is away; on real disks, buckets and databases."""
 
+import errno
+import fcntl
 import math
 import os
+import resource
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,9 +18,10 @@ from sqlalchemy import text
 from core.errors import Interrupted, StoreAway
 from core.stages import Outcome
 from store import stages
-from store.artifacts import ArtifactStore, FolderStore
+from store.artifacts import LOCK, ArtifactStore, FolderStore
 from store.broker import Ringer, celery_app
 from store.database import Database
+from store.garbage import collect
 from store.models import Result, Stage
 from store.settings import Settings
 from store.stages import Claim, StaleFence
@@ -115,15 +120,28 @@ class TestSpool:
         assert kept.find("key") is None
         assert kept.waiting() == []
 
-    def test_what_nobody_asks_for_goes_after_a_week(self, tmp_path: Path):
+    def test_one_that_cannot_be_read_now_stays(self, tmp_path: Path):
+        """It may be the only copy, and the process may have too many files open."""
+        kept = Spool(tmp_path)
+        kept.keep(Finding("key", 1, OUTCOME, {}))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            assert kept.find("key") is None
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert kept.find("key") is not None
+
+    def test_no_finding_goes_for_its_age_but_what_a_dead_writer_left_does(self, tmp_path: Path):
+        """The clock may have stood at 1970 when it was written."""
         kept = Spool(tmp_path)
         kept.keep(Finding("old", 1, OUTCOME, {}))
-        kept.keep(Finding("young", 1, OUTCOME, {}))
-        (tmp_path / ".new-dead-writer").touch()
-        for name in ("old", ".new-dead-writer"):
-            os.utime(tmp_path / name, (time.time() - spool.KEPT_SECONDS - 10,) * 2)
-        assert kept.waiting() == ["young"]
-        assert [path.name for path in tmp_path.iterdir()] == ["young"]
+        for name in (".new-dead-writer", ".new-writer"):
+            (tmp_path / name).touch()
+        os.utime(tmp_path / "old", (0, 0))
+        os.utime(tmp_path / ".new-dead-writer", (time.time() - spool.KEPT_SECONDS - 10,) * 2)
+        assert kept.waiting() == ["old"]
+        assert {path.name for path in tmp_path.iterdir()} == {"old", ".new-writer"}
 
     def test_a_full_disk_leaves_nothing(self, small_disk: Path):
         kept = Spool(small_disk / "spool")
@@ -176,6 +194,19 @@ class TestCheckpoints:
         assert self.lying(store) == {b"1", b"2", b"3"}
         runner._publisher.publish(claim, watch_of(claim), found(claim))
         assert state(database, claim) == ("succeeded", 0)
+
+    def test_what_a_paused_writer_keeps_from_deletion_is_for_the_next_collection(
+        self, database: Database, store: FolderStore, runner: StageRunner, tmp_path: Path
+    ):
+        claim = claimed(database)
+        for number in b"12":
+            runner.keep_checkpoint(claim, bytes([number]))
+        with ThreadPoolExecutor(1) as pool, (tmp_path / "artifacts" / LOCK).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            pool.submit(runner.keep_checkpoint, claim, b"3").result(30)
+        assert self.lying(store) == {b"1", b"2", b"3"}
+        assert collect(database, store, -1.0, dry_run=False) == (1, 1)
+        assert self.lying(store) == {b"2", b"3"}
 
     def test_work_whose_result_is_recorded_is_not_stopped_for_what_is_left_to_delete(
         self, database: Database, store: FolderStore, runner: StageRunner, monkeypatch: pytest.MonkeyPatch
@@ -300,6 +331,16 @@ class TestStoreAway:
         ballast = fill(small_disk)
         store = FolderStore(small_disk / "artifacts")
         self.published_after(database, store, Spool(tmp_path / "spool"), "No space left on device", ballast.unlink)
+
+    def test_no_locks(self, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """As a folder on a network may have none for a while."""
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        store = FolderStore(tmp_path / "artifacts")
+        self.published_after(database, store, Spool(tmp_path / "spool"), "No locks available", monkeypatch.undo)
 
     def test_one_full_disk_for_everything(self, database: Database, small_disk: Path):
         """The spool has no room either: the finding waits in memory."""

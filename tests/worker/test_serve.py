@@ -5,7 +5,9 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,6 +232,45 @@ def test_an_api_that_cannot_start(tmp_path: Path) -> None:
     assert re.search(
         r"gauntlet: the API cannot start: .*this package is broken.* \(all it said is in .*api.log\)", service.log
     )
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[serve.LocalService]:
+    """One that has started nothing yet."""
+    with serve.listen("127.0.0.1", servers.free_port(), fixed=False) as listener:
+        service = serve.LocalService(Settings(state_dir=tmp_path), listener)
+        yield service
+        service.stop()
+
+
+def test_a_part_that_cannot_be_started_now_is_tried_again(
+    service: serve.LocalService, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A machine may have no memory, files or processes to spare; the others go on meanwhile."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as work:
+        work.wait()
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    service._spawn("keeper")
+    service._processes["keeper"].wait()
+    monkeypatch.setattr(sys, "executable", "/nothing/python")
+    assert service.tend(work) == 0
+    assert "the keeper cannot be started now: [Errno 2] No such file or directory" in capfd.readouterr().err
+    assert service._restart_dead() == []
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert service._restart_dead() == ["keeper"]
+
+
+def test_an_answer_that_is_cut_short_is_none(service: serve.LocalService) -> None:
+    def answer() -> None:
+        connection, _ = service._listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n[")
+
+    api = threading.Thread(target=answer, daemon=True)
+    api.start()
+    assert service._answer("/workers") is None
+    api.join()
 
 
 def test_listen(taken: int) -> None:
