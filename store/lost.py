@@ -41,7 +41,7 @@ def report(session: Session, stage_id: int, fence: int, sha256: str, reason: str
         StaleFence: the worker's claim is lost; nothing was written.
     """
     holders = _holders(session, sha256)
-    _lock(session, [*holders, stage_id], _live_children(session, holders))
+    _lock(session, [*holders, stage_id], _children(session, holders))
     if session.scalar(select(Stage.id).where(stages.is_held(stage_id, fence))) is None:
         raise StaleFence
     often = (
@@ -53,6 +53,11 @@ def report(session: Session, stage_id: int, fence: int, sha256: str, reason: str
     if not holders or session.scalars(often).first() is not None:
         return None
     return withdraw(session, holders, reason)
+
+
+def lacks_parent(session: Session, stage_id: int) -> bool:
+    """Return whether a parent of the stage has no result, or has it no more."""
+    return session.scalar(select(Stage.id).where(Stage.id == stage_id, stages.unfinished_parents())) is not None
 
 
 def _holders(session: Session, sha256: str) -> list[int]:
@@ -76,8 +81,8 @@ def withdraw(session: Session, stage_ids: Sequence[int], reason: str) -> list[Be
     Where a live job wants such a stage it runs again now; else the next job that asks for it revives it. What waited
     for it, or had begun, is blocked until it has succeeded.
     """
-    _lock(session, stage_ids, _live_children(session, stage_ids))
-    children = _live_children(session, stage_ids)  # a job may have come until now, and can no more
+    _lock(session, stage_ids, _children(session, stage_ids))
+    children = _children(session, stage_ids)  # a job may have come until now, and can no more
     _lock(session, children)
     succeeded = select(Stage.id).where(Stage.state == StageState.SUCCEEDED)
     mine = [row.id for row in _rows(session, succeeded, stage_ids)]
@@ -108,9 +113,14 @@ def _rows(session: Session, query: Select[*tuple[Any, ...]], stage_ids: Iterable
     ]
 
 
-def _live_children(session: Session, stage_ids: Sequence[int]) -> list[int]:
-    begun = (StageState.READY, StageState.RUNNING)
-    query = select(Stage.id).join(StageParent, StageParent.stage_id == Stage.id).where(Stage.state.in_(begun))
+def _children(session: Session, stage_ids: Sequence[int]) -> list[int]:
+    """Return the children that have begun, and those that may by the hand of somebody who sees no withdrawal yet.
+
+    Another parent's success makes a blocked one ready, its own withdrawal one that has succeeded. Jobs, which revive
+    the failed and cancelled ones, lock the parents first.
+    """
+    dead = (StageState.FAILED, StageState.CANCELLED)
+    query = select(Stage.id).join(StageParent, StageParent.stage_id == Stage.id).where(Stage.state.not_in(dead))
     of = (query.where(StageParent.parent_id.in_(chunk)) for chunk in chunks(stage_ids))
     return [child for some in of for child in session.scalars(some)]
 
@@ -181,7 +191,7 @@ def succeed(
     outdated = _resting_on_other_bytes(session, stage_id, artifacts)
     if outdated:
         children = session.scalars(select(StageParent.stage_id).where(StageParent.parent_id == stage_id))
-        _lock(session, [stage_id], outdated, list(children), _live_children(session, outdated))
+        _lock(session, [stage_id], outdated, list(children), _children(session, outdated))
         title = session.scalar(select(Stage.title).where(stages.is_held(stage_id, fence)))
         if title is not None:  # before the result is there: a job ends with the last of its stages
             withdraw(session, outdated, f"{title} came to other bytes when it ran again")

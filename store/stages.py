@@ -165,6 +165,7 @@ _LINES_SINCE = select(STAGE_LOGS.c.at, STAGE_LOGS.c.line).where(
     STAGE_LOGS.c.stage_id == _STAGE, STAGE_LOGS.c.fence == _FENCE, STAGE_LOGS.c.at >= bindparam("since")
 )
 _THIS_ATTEMPT = and_(ATTEMPTS.c.stage_id == _STAGE, ATTEMPTS.c.fence == _FENCE)
+_LASTED = db_now() - select(ATTEMPTS.c.started_at).where(_THIS_ATTEMPT).scalar_subquery()
 _END = (
     update(STAGES)
     .where(is_held(_STAGE, _FENCE))
@@ -172,9 +173,7 @@ _END = (
         lease_owner=None,
         lease_expires=None,
         cancel_requested=False,
-        device_seconds=STAGES.c.device_seconds
-        + db_now()
-        - select(ATTEMPTS.c.started_at).where(_THIS_ATTEMPT).scalar_subquery(),
+        device_seconds=STAGES.c.device_seconds + case((_LASTED < 0, 0.0), else_=_LASTED),  # the clock was set back
     )
     .returning(STAGES.c.key, STAGES.c.kind, STAGES.c.title, STAGES.c.queue, STAGES.c.losses)
 )
@@ -533,6 +532,9 @@ def _end_descendants(session: Session, stage_id: int, title: str | None, event: 
     reason = {"cause": "parent", "message": f"it needs a stage that failed: {title}: {error.get('message')}"}
     ended = {"state": StageState.CANCELLED, "error": reason, "finished_at": db_now()}
     for chunk in chunks(doomed):
+        running = select(Stage.id, Stage.fence).where(Stage.id.in_(chunk), IS_RUNNING)
+        for row in session.execute(running).all():  # a grandchild may, where the stage's first result was withdrawn
+            take(session, row.id, row.fence, StageState.CANCELLED, reason)
         session.execute(update(STAGES).where(STAGES.c.id.in_(chunk)).values(ended))
     key = session.scalar(select(Stage.key).where(Stage.id == stage_id))
     told = {"key": key, "title": title, "message": error.get("message")}

@@ -148,14 +148,19 @@ class StageRunner:
         return self._ended(claim, watch, end)
 
     def _without_artifact(self, claim: Claim, watch: Watch, error: ArtifactCorrupt) -> list[Bell]:
-        """Let the stage whose artifact is lost run again, this one after it; a failure where that cannot help."""
+        """Let the stage whose artifact is lost run again, this one after it; a failure where that cannot help.
+
+        Where a parent has no result, which no failure of this one changes, it is given back for a while.
+        """
         sha256, cause = error.sha256, _cause(error)
         watch.add_line(str(error))
         most = self._settings.max_failures
 
         def end(session: Session) -> list[Bell]:
             bells = lost.report(session, claim.stage_id, claim.fence, sha256, str(error)) if sha256 else None
-            if bells is None:
+            if bells is None and lost.lacks_parent(session, claim.stage_id):
+                stages.release(session, claim.stage_id, claim.fence, cause, refusals.AGAIN_SECONDS)
+            elif bells is None:
                 stages.fail(session, claim.stage_id, claim.fence, cause, final=False, max_failures=most)
             return bells or []
 

@@ -307,6 +307,16 @@ class TestSuccess:
             release(database, held)
         assert 20 <= factories.stage(database, held.stage_id).device_seconds < 25
 
+    def test_a_clock_that_was_set_back_takes_no_device_time_away(self, database: Database):
+        post(database, trainings())
+        for ago in (10, -86400):
+            held = claim(database)
+            with database.write() as session:
+                row = session.get_one(Attempt, (held.stage_id, held.fence))
+                row.started_at -= ago
+            release(database, held)
+        assert 10 <= factories.stage(database, held.stage_id).device_seconds < 15
+
     def test_the_rate_is_that_of_results_which_took_a_second_or_more(self, database: Database):
         post(database, trainings([0, 1]))
         for lasted in (0.0, 10.0):

@@ -15,7 +15,7 @@ from store.ownership import Owner
 from store.results import Filters, stamp, whitebox
 from store.stages import Bell, Claim, StaleFence
 from tests import factories
-from tests.factories import body, claim, finish, post, states, succeed
+from tests.factories import body, claim, finish, post, states, succeed, trainings, transfer
 
 
 def weights_of(key: str) -> str:
@@ -157,6 +157,59 @@ def test_what_is_being_cancelled_is_not_run_again(database: Database):
     assert factories.job(database, job_id).state == "cancelled"
     assert factories.stage(database, held.stage_id).state == "cancelled"
     assert factories.stage(database, train.stage_id).state == "cancelled"
+
+
+def evaluating(database: Database) -> tuple[int, Claim, Claim]:
+    """Return a job's id, its last evaluation, which runs on, and the training of the substitute, which is withdrawn."""
+    job_id = post(database, transfer())
+    running = claimed(database, "evaluate natural H, seed 0, FGSM eps=0.3 from fgsm_adv H")
+    assert finish(database)[-1].kind == "evaluate"
+    train = next(row for row in factories.stages_by_title(database).values() if "train fgsm_adv" in row.title)
+    with database.write() as session:
+        assert lost.withdraw(session, [train.id], "lost") == [Bell(train.id, "cpu")]
+    return job_id, running, claim(database, "again")
+
+
+def claimed(database: Database, title: str) -> Claim:
+    """Run everything until there is a stage of that title, and claim it."""
+    while (one := claim(database)).title != title:
+        succeed(database, one)
+    return one
+
+
+def assert_taken(database: Database, held: Claim) -> None:
+    row = factories.stage(database, held.stage_id)
+    assert (row.state, row.fence, row.lease_owner, row.cancel_requested) == ("cancelled", held.fence + 1, None, False)
+    assert "it needs a stage that failed: train fgsm_adv" in (row.error or {})["message"]
+    with pytest.raises(StaleFence):
+        succeed(database, held)
+
+
+@pytest.mark.parametrize("loses", [False, True])
+def test_an_evaluation_that_runs_ends_with_the_training_that_fails_the_second_time(database: Database, loses: bool):
+    """Its own parents stand, so the withdrawal let it go on. A new job runs both."""
+    job_id, running, again = evaluating(database)
+    if loses:
+        factories.expire(database, again)
+        factories.reap(database, max_losses=1)
+    else:
+        factories.fail(database, again)
+    assert_taken(database, running)
+    assert factories.job(database, job_id).state == "failed"
+    next_job = post(database, transfer())
+    assert {one.stage_id for one in finish(database)} == {again.stage_id, running.stage_id}
+    assert factories.job(database, next_job).state == "succeeded"
+
+
+def test_an_evaluation_that_is_being_stopped_ends_with_the_training_too(database: Database):
+    job_id, running, again = evaluating(database)
+    other = post(database, trainings([again.spec["seed"]], "fgsm_adv"))
+    with database.write() as session:
+        cancel(session, job_id)
+    assert factories.stage(database, running.stage_id).cancel_requested
+    factories.fail(database, again)
+    assert_taken(database, running)
+    assert [factories.job(database, number).state for number in (job_id, other)] == ["cancelled", "failed"]
 
 
 def test_doctor_repairs(database: Database, tmp_path: Path):

@@ -14,11 +14,11 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from store import jobs, keeping, stages, workers
+from store import jobs, keeping, lost, stages, workers
 from store.database import Database, db_now
 from store.invariants import violations
 from store.models import Job, Stage, StageParent
-from store.stages import Bell, StaleFence
+from store.stages import Bell, Claim, StaleFence
 from tests import factories
 from tests.factories import claim, post, succeed, trainings, transfer, try_claim
 
@@ -127,6 +127,64 @@ class TestAttachWhileItCompletes:
                 assert not finished_in_time(coming)
             job_id = coming.result(10)
         assert factories.job(postgres, job_id).state == "succeeded"
+
+
+class TestWithdrawnWhileAChildMayBegin:
+    """Neither transaction sees the other: a child must not be ready whose parent runs again."""
+
+    def crafted(self, database: Database) -> tuple[int, Claim]:
+        """Return the training, done, and the crafting, which runs, that one blocked evaluation waits for."""
+        post(database, transfer())
+        trains = [claim(database), claim(database)]
+        for train in trains:
+            succeed(database, train)
+        waiting = iter(lambda: try_claim(database), None)
+        craft = next(one for one in waiting if "craft" in one.title and "fgsm_adv" in one.title)
+        return next(train.stage_id for train in trains if "natural" in train.title), craft
+
+    def withdraw(self, database: Database, stage_id: int) -> None:
+        with database.write() as session:
+            lost.withdraw(session, [stage_id], "lost")
+
+    def test_its_other_parent_ends_meanwhile(self, postgres: Database):
+        train, craft = self.crafted(postgres)
+        with ThreadPoolExecutor(1) as pool:
+            with postgres.write() as session:
+                lost.withdraw(session, [train], "lost")
+                ending = pool.submit(succeed, postgres, craft)
+                assert not finished_in_time(ending)
+            ending.result(10)
+        assert factories.stages_by_title(postgres)[CHILD].state == "blocked"
+        assert broken(postgres) == []
+
+    def test_its_other_parent_has_ended(self, postgres: Database):
+        train, craft = self.crafted(postgres)
+        with ThreadPoolExecutor(1) as pool:
+            with postgres.write() as session:
+                stages.succeed(session, craft.stage_id, craft.fence, {}, {}, [])
+                withdrawing = pool.submit(self.withdraw, postgres, train)
+                assert not finished_in_time(withdrawing)
+            withdrawing.result(10)
+        assert factories.stages_by_title(postgres)[CHILD].state == "blocked"
+        assert broken(postgres) == []
+
+    def test_it_is_withdrawn_itself(self, postgres: Database):
+        """A crafting whose own children have all ended, in a job that lives for the sake of another evaluation."""
+        post(postgres, factories.body())
+        train = claim(postgres)
+        succeed(postgres, train)
+        clean, craft = sorted((claim(postgres), claim(postgres)), key=lambda one: one.kind == "craft")
+        succeed(postgres, craft)
+        succeed(postgres, claim(postgres))
+        with ThreadPoolExecutor(1) as pool:
+            with postgres.write() as session:
+                assert lost.withdraw(session, [craft.stage_id], "lost") == [Bell(craft.stage_id, "cpu")]
+                withdrawing = pool.submit(self.withdraw, postgres, train.stage_id)
+                assert not finished_in_time(withdrawing)
+            withdrawing.result(10)
+        states = [factories.stage(postgres, one.stage_id).state for one in (train, craft, clean)]
+        assert states == ["ready", "blocked", "blocked"]
+        assert broken(postgres) == []
 
 
 def finished_in_time(future: Future[Any]) -> bool:
