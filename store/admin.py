@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.datasets import DATASETS
 from core.datasets.synth_digits import RenderedDigits
 from core.errors import ArtifactCorrupt, DatasetMissing, GauntletError, SpecError, StoreAway
-from store import lost, migrate, stages
+from store import lost, migrate, stages, tallies
 from store.artifacts import ArtifactStore, open_store
 from store.backup import backup, restore
 from store.database import Database, unhurried
@@ -61,11 +61,11 @@ def _unsound(database: Database, store: ArtifactStore, kept: Sequence[str]) -> I
 
 
 def repair(database: Database, store: ArtifactStore) -> list[str]:
-    """Return what was done about every artifact that is missing or altered: what made it runs again."""
+    """Return what was done about every wrong sum, and every artifact missing or altered: what made it runs again."""
+    done = _counted_anew(database)
     with database.read() as session:
         unhurried(session)
         kept = sorted(referenced(session))
-    done: list[str] = []
     for sha256 in kept:
         try:
             store.get(sha256)
@@ -78,6 +78,16 @@ def repair(database: Database, store: ArtifactStore) -> list[str]:
         except StoreAway as error:
             return [*done, f"artifact {sha256} and those after it could not be checked: {error}"]
     return done
+
+
+def _counted_anew(database: Database) -> list[str]:
+    with database.read() as session:
+        unhurried(session)
+        wrong = tallies.wrong_cells(session)
+    for cell in wrong:
+        with database.write() as session:
+            tallies.recount_cells(session, [cell])
+    return [f"the tally of cell {cell} was wrong and is counted anew" for cell in wrong]
 
 
 def recompute(database: Database, key: str) -> list[str]:
@@ -139,7 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--data-dir", type=Path, help="another folder (default: DATA_DIR, also from .env)")
     check = commands.add_parser("doctor", help="check the invariants and every artifact; exit 1 where one is broken")
     check.add_argument("--no-artifacts", action="store_true", help="leave the stored bytes out")
-    check.add_argument("--repair", action="store_true", help="run again what made an artifact that is lost or altered")
+    check.add_argument(
+        "--repair", action="store_true", help="run again what made an artifact lost or altered; count wrong sums anew"
+    )
     check.add_argument("--recompute", metavar="KEY", help="run one finished stage again, whatever its artifacts")
     clean = commands.add_parser("gc", help="delete artifacts that nothing refers to")
     clean.add_argument("--dry-run", action="store_true", help="say what would go, delete nothing")

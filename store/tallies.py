@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from sqlalchemy import BigInteger, bindparam, case, cast, delete, func, insert, select
+from sqlalchemy import BigInteger, bindparam, case, cast, delete, except_, func, insert, select, union
 from sqlalchemy.orm import Session
 
 from store.database import dialect_of, insert_in
@@ -30,8 +30,14 @@ COUNTED = (
 _NAMES = [column.name for column in COUNTED.selected_columns]
 _ONE = COUNTED.where(_E.stage_id == bindparam("stage"))
 _COUNT = insert(TALLIES).from_select(_NAMES, COUNTED)
-_COUNT_CELL = insert(TALLIES).from_select(_NAMES, COUNTED.where(_E.cell == bindparam("of")))
+_LOCK_CELL = select(func.pg_advisory_xact_lock(bindparam("of", type_=BigInteger)))
 _FORGET_CELL = delete(TALLIES).where(TALLIES.c.cell == bindparam("of"))
+_COMPARED = ("cell", "same", "image_limit", "n", "evaluations", "total", "squares", "lowest", "highest")
+_RIGHT, _KEPT = (select(*(rows.c[name] for name in _COMPARED)) for rows in (COUNTED.subquery(), TALLIES))
+_WRONG = union(
+    select(except_(_RIGHT, _KEPT).subquery().c.cell),
+    select(except_(_KEPT, _RIGHT).subquery().c.cell),
+)
 
 
 def add(session: Session, stage_id: int) -> None:
@@ -55,10 +61,28 @@ def _add_in(dialect: str) -> Any:
 
 def recount(session: Session, stage_ids: Sequence[int]) -> None:
     """Count the cells of these evaluations anew."""
-    cells = select(_E.cell).where(_E.stage_id.in_(stage_ids)).distinct().order_by(_E.cell)
-    for cell in session.scalars(cells).all():
+    recount_cells(session, session.scalars(select(_E.cell).where(_E.stage_id.in_(stage_ids)).distinct()).all())
+
+
+def recount_cells(session: Session, cells: Sequence[int]) -> None:
+    """Count these cells anew. Recounts of one cell wait for each other: none sees the rows that another puts in."""
+    dialect = dialect_of(session)
+    for cell in sorted(cells):
+        if dialect == "postgresql":  # SQLite has one writer
+            session.execute(_LOCK_CELL, {"of": cell})
         session.execute(_FORGET_CELL, {"of": cell})  # waits for whoever is adding: only then are evaluations read
-        session.execute(_COUNT_CELL, {"of": cell})
+        session.execute(_count_cell_in(dialect), {"of": cell})
+
+
+@cache
+def _count_cell_in(dialect: str) -> Any:
+    counting = insert_in(dialect, TALLIES).from_select(_NAMES, COUNTED.where(_E.cell == bindparam("of")))
+    return counting.on_conflict_do_nothing()  # a row that has come meanwhile counts the first of its sort, all of them
+
+
+def wrong_cells(session: Session) -> list[int]:
+    """Return the cells whose rows are not what their evaluations add up to."""
+    return list(session.scalars(_WRONG))
 
 
 def recount_all(session: Session) -> None:

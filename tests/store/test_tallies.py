@@ -2,12 +2,15 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, insert, select, update
 
 from store import lost, results, tallies
+from store.admin import doctor, repair
+from store.artifacts import FolderStore
 from store.database import Database
 from store.invariants import violations
 from store.models import Evaluation, Stage, Tally
@@ -89,3 +92,88 @@ def test_many_at_once_on_one_cell(postgres: Database):
         assert session.scalars(select(Stage.state).distinct()).all() == ["succeeded"]
         assert session.scalar(select(func.sum(Tally.evaluations))) == 24
     assert factories.stages_by_title(postgres)
+
+
+def crossed(database: Database) -> list[int]:
+    with database.read() as session:
+        done = (Evaluation.n.is_not(None), Evaluation.whitebox.is_(False))
+        return list(session.scalars(select(Evaluation.stage_id).where(*done).order_by(Evaluation.stage_id)))
+
+
+def withdraw(database: Database, stage_id: int) -> None:
+    with database.write() as session:
+        lost.withdraw(session, [stage_id], "altered")
+
+
+def paired(seeds: list[int], pairing: str = "same") -> dict[str, Any]:
+    return body(seeds=seeds, substitute_seeds=seeds, pairing=pairing, **CROSSED)
+
+
+@pytest.mark.parametrize("seeds", [[0, 1], [0, 1, 2]])
+def test_two_withdrawn_of_one_cell_at_once(postgres: Database, seeds: list[int]):
+    """The second recount begins before the first has committed what it counts."""
+    post(postgres, paired(seeds))
+    finish(postgres)
+    first, second, *_ = crossed(postgres)
+    with ThreadPoolExecutor(1) as pool:
+        with postgres.write() as session:
+            lost.withdraw(session, [first], "altered")
+            other = pool.submit(withdraw, postgres, second)
+            with pytest.raises(TimeoutError):
+                other.result(0.5)
+        other.result(10)
+    assert len(crossed(postgres)) == len(seeds) - 2
+    blackbox(postgres)
+    post(postgres, paired(seeds))
+    finish(postgres)
+    assert [cell.sums.evaluations for cell in blackbox(postgres).cells.values()] == [len(seeds)]
+
+
+def test_the_first_of_its_sort_ends_amid_a_recount(postgres: Database, monkeypatch: pytest.MonkeyPatch):
+    """Its row is not there when the cell's are forgotten, and is when they are counted."""
+    post(postgres, paired([0, 1]))
+    finish(postgres)
+    (old, _) = crossed(postgres)
+    post(postgres, paired([0, 1], "independent"))
+    while (one := claim(postgres)).kind != "evaluate":
+        succeed(postgres, one)
+    counting = tallies._count_cell_in
+
+    def late(dialect: str) -> Any:
+        if factories.stage(postgres, one.stage_id).state == "running":
+            succeed(postgres, one)
+        return counting(dialect)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tallies, "_count_cell_in", late)
+        withdraw(postgres, old)
+    assert one.stage_id in crossed(postgres)
+    with postgres.read() as session:
+        assert violations(session) == []
+        assert {row.same: row.evaluations for row in session.scalars(select(Tally))} == {False: 1, True: 1}
+
+
+WRONG = {
+    "too many": lambda row: update(Tally).values(evaluations=Tally.evaluations + 1),
+    "missing": lambda row: delete(Tally),
+    "of nothing": lambda row: insert(Tally).values({**row, "cell": row["cell"] // 2}),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_doctor_counts_anew_what_is_wrong(database: Database, tmp_path: Path, wrong: str):
+    store = FolderStore(tmp_path)
+    post(database, paired([0, 1]))
+    for done in finish(database):
+        store.put(done.key.encode())
+    before = factories.everything(database)
+    with database.write() as session:
+        (row,) = session.execute(select(Tally.__table__)).mappings()
+        session.execute(WRONG[wrong](row))
+    (said,) = doctor(database, store)
+    (done,) = repair(database, store)
+    cell = row["cell"] // 2 if wrong == "of nothing" else row["cell"]
+    assert said.startswith(f"the tally of cell {cell}, ")
+    assert done == f"the tally of cell {cell} was wrong and is counted anew"
+    assert factories.everything(database) == before
+    assert repair(database, store) == doctor(database, store) == []
