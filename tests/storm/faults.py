@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
+from store.artifacts import FolderStore
 from store.database import Database
-from store.models import Attempt, Worker
+from store.models import LIVE, Attempt, Stage, StageArtifact, StageParent, Worker
 from tests.processes import Processes, children
 from tests.proxy import Network
 from tests.servers import PostgresServer, RedisServer
@@ -32,6 +33,8 @@ class Room:
     network: Network
     """Between the last worker and both servers."""
     database: Database
+    store: FolderStore
+    """Where the processes keep their artifacts."""
     dice: random.Random
     workers: tuple[str, ...]
     pauses: tuple[float, float] = PAUSE_SECONDS
@@ -55,7 +58,7 @@ class Room:
         faults: list[tuple[int, Callable[[], None]]] = [
             (8, self.kill_child), (4, self.kill_worker), (6, self.pause_child), (3, self.kill_keeper),
             (2, self.pause_keeper), (3, self.kill_api), (3, self.flush_redis), (1, self.restart_redis),
-            (1, self.restart_postgres), (1, self.crash_postgres), (2, self.cut_network),
+            (1, self.restart_postgres), (1, self.crash_postgres), (2, self.cut_network), (4, self.lose_artifact),
         ]  # fmt: skip
         self._let(self.dice.choices([fault for _, fault in faults], [weight for weight, _ in faults])[0])
 
@@ -145,6 +148,24 @@ class Room:
         """Cut the last worker off from both servers."""
         self.network.cut()
         self.cut_until = time.monotonic() + self.dice.uniform(*self.pauses)
+
+    def lose_artifact(self) -> None:
+        """Delete what a finished stage has found and an unfinished one needs; half of the time, flip a byte of it."""
+        needed = (
+            select(StageArtifact.sha256)
+            .join(StageParent, StageParent.parent_id == StageArtifact.stage_id)
+            .join(Stage, Stage.id == StageParent.stage_id)
+            .where(Stage.state.in_(LIVE))
+            .order_by(StageArtifact.sha256)
+            .distinct()
+        )
+        with contextlib.suppress(DBAPIError, FileNotFoundError), self.database.read() as session:
+            found = session.scalars(needed).all()
+            path = self.store.path(self.dice.choice(found)) if found else None
+            if path and self.dice.random() < 0.5:
+                path.unlink()
+            elif path:
+                path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
 
     def _a_child(self) -> list[int]:
         """Return the id of one worker's child, of one that holds a stage where there is such a one."""

@@ -24,9 +24,10 @@ from sqlalchemy.orm import Session
 
 from client.api import ApiRefused
 from store import migrate
+from store.artifacts import FolderStore
 from store.database import Database, db_now
 from store.invariants import violations
-from store.models import LIVE, Attempt, Evaluation, Job, Result, Stage
+from store.models import LIVE, Attempt, Evaluation, Job, LostResult, Result, Stage
 from tests.answers import ON_PATH, ROOT
 from tests.processes import Processes, wait_until
 from tests.proxy import Network
@@ -161,7 +162,8 @@ def _room(stack: ExitStack, folder: Path, environment: dict[str, str], seed: int
     wait_until("every worker lives", lambda: len(service.workers()) == len(WORKERS), 240)
     database = Database(url)
     stack.callback(database.close)
-    return Room(service, other, postgres, redis, network, database, random.Random(seed), WORKERS)
+    store = FolderStore(Path(service.environment["STATE_DIR"]) / "artifacts")
+    return Room(service, other, postgres, redis, network, database, store, random.Random(seed), WORKERS)
 
 
 def _blow(room: Room, patience: Patience, tell: Tell) -> None:
@@ -241,6 +243,8 @@ def _count(room: Room) -> dict[str, Any]:
         number = session.scalar(select(func.count()).select_from(Stage)) or 0
         succeeded = select(Attempt.stage_id, func.count()).where(Attempt.outcome == "succeeded")
         wins = dict(session.execute(succeeded.group_by(Attempt.stage_id)).all())
+        aside = select(LostResult.stage_id, func.count()).group_by(LostResult.stage_id)
+        withdrawn = dict(session.execute(aside).all())
         results = session.scalar(select(func.count()).select_from(Result)) or 0
         outcomes = dict(session.execute(select(Attempt.outcome, func.count()).group_by(Attempt.outcome)).all())
         stale, wrong = _stale(session), violations(session)
@@ -255,7 +259,10 @@ def _count(room: Room) -> dict[str, Any]:
         "stages": number,
         "attempts": {str(outcome): count for outcome, count in outcomes.items()},
         "lost": number - results + sum(count for state, count in jobs.items() if state != "succeeded") + forgotten,
-        "duplicate": sum(count - 1 for count in wins.values()) + len(seeds) - len(set(seeds)),
+        "withdrawn": sum(withdrawn.values()),
+        "duplicate": sum(count - 1 - withdrawn.get(stage, 0) for stage, count in wins.items())
+        + len(seeds)
+        - len(set(seeds)),
         "stale": stale,
         "violations": wrong[:20],
         "different_from_calm": different,
