@@ -13,12 +13,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${OUT:-docs/results}"
 export GAUNTLET_COMMIT="${COMMIT:-${GAUNTLET_COMMIT:-}}"
-on=(--device cuda ${COMMIT:+--commit "$COMMIT"})
 case "${1:-}" in
   smoke) python3 -c 'import sys, torch; sys.exit(0 if torch.cuda.is_available() else "torch finds no CUDA device here")'
          python3 -m pytest -q -m gpu --noconftest tests/core/test_capture.py tests/core/test_on_cuda.py ;;
-  bench) python3 -m bench "${on[@]}" --out "$out" --images 2000 "${@:2}" ;;
-  suite) python3 -m core.run "${on[@]}" --suite "$2" --data-dir "${DATA_DIR:-data}" --out "$out/$2.zip" \
+  bench) python3 -m bench --device cuda --out "$out" --images 2000 "${@:2}" ;;
+  suite) python3 -m core.run --device cuda --suite "$2" --data-dir "${DATA_DIR:-data}" --out "$out/$2.zip" \
            --folder "${FOLDER:-var/gpu/$2}" --budget-seconds "${3:-540}" "${@:4}" ;;
   *) sed -n 2,11p "$0"; exit 2 ;;
 esac

@@ -18,6 +18,7 @@ from celery import Celery
 from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
+from store.files import PARTIAL, sweep
 from store.settings import Settings
 from store.stages import Bell
 
@@ -27,10 +28,8 @@ TASK = "gauntlet.work"
 MAX_BELLS = 32
 """Bells rung for one event; the keeper rings the rest as hands become free."""
 STALE_BELL_SECONDS = 600
-UNFINISHED = ".new"
-"""What the names of messages end with that are being written; a process that was killed leaves one behind."""
 UNFINISHED_SECONDS = 3600.0
-"""An unfinished message of before is nobody's any more."""
+"""A message that has been unfinished for so long is nobody's any more."""
 
 
 def celery_app(settings: Settings) -> Celery:
@@ -74,7 +73,7 @@ def _folders(settings: Settings) -> dict[str, Any]:
     control = settings.state_dir / "broker" / "control"
     for folder in (messages, control):
         folder.mkdir(parents=True, exist_ok=True)
-    _sweep(messages)
+    sweep(messages, UNFINISHED_SECONDS)
     options = {
         "data_folder_in": str(messages),
         "data_folder_out": str(messages),
@@ -88,21 +87,13 @@ def _folders(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _sweep(messages: Path) -> None:
-    """Remove what writers that died have left; what cannot be removed now is in nobody's way."""
-    for path in messages.glob(f"*{UNFINISHED}"):
-        with suppress(OSError):
-            if path.stat().st_mtime < time.time() - UNFINISHED_SECONDS:
-                path.unlink()
-
-
 class FolderChannel(filesystem.Channel):
     """kombu's, but a message appears whole or not at all: reading half of one ends kombu's consumer for good."""
 
     def _put(self, queue: str, payload: Any, **_: Any) -> None:
         name = f"{round(time.monotonic() * 1000)}_{uuid.uuid4()}"  # the channel reads in the order of names
         folder = Path(self.data_folder_out)
-        hidden = folder / f"{name}{UNFINISHED}"
+        hidden = folder / f"{PARTIAL}{name}"
         try:
             hidden.write_text(dumps(payload), encoding="utf-8")
             hidden.replace(folder / f"{name}.{queue}.msg")

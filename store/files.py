@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from store.crashpoints import crashpoint
@@ -30,6 +32,14 @@ def write_atomically(path: Path, *parts: bytes, what: str = "file") -> None:
         raise
     crashpoint("after-rename")
     sync_folder(path.parent)
+
+
+def sweep(folder: Path, seconds: float) -> None:
+    """Remove unfinished files that are older than so many seconds; what cannot be removed now is in nobody's way."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - seconds:
+                path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -30,7 +30,7 @@ from store.models import (
     Tally,
 )
 from store.stages import KEPT_CHECKPOINTS, unfinished_parents
-from store.tallies import COUNTED
+from store.tallies import COUNTED, SORT, SUMS
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _checked(database: Database, rule: Rule) -> list[str]:
 
 _parent = aliased(Stage)
 _counted = COUNTED.subquery()
-_its_tally = and_(*(getattr(Tally, name) == _counted.c[name] for name in ("cell", "same", "image_limit", "n")))
+_its_tally = and_(*(getattr(Tally, name) == _counted.c[name] for name in SORT))
 _with_parent = (
     select(Stage.key, Stage.state, _parent.key, _parent.state)
     .join(StageParent, StageParent.stage_id == Stage.id)
@@ -228,10 +228,7 @@ RESULTS = (
         .where(
             or_(
                 Tally.cell.is_(None),
-                *(
-                    getattr(Tally, name) != _counted.c[name]
-                    for name in ("evaluations", "total", "squares", "lowest", "highest")
-                ),
+                *(getattr(Tally, name) != _counted.c[name] for name in SUMS),
             )
         ),
     ),

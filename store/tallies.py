@@ -32,8 +32,10 @@ _ONE = COUNTED.where(_E.stage_id == bindparam("stage"))
 _COUNT = insert(TALLIES).from_select(_NAMES, COUNTED)
 _LOCK_CELL = select(func.pg_advisory_xact_lock(bindparam("of", type_=BigInteger)))
 _FORGET_CELL = delete(TALLIES).where(TALLIES.c.cell == bindparam("of"))
-_COMPARED = ("cell", "same", "image_limit", "n", "evaluations", "total", "squares", "lowest", "highest")
-_RIGHT, _KEPT = (select(*(rows.c[name] for name in _COMPARED)) for rows in (COUNTED.subquery(), TALLIES))
+SORT = ("cell", "same", "image_limit", "n")
+"""Columns that tell one row from another."""
+SUMS = ("evaluations", "total", "squares", "lowest", "highest")
+_RIGHT, _KEPT = (select(*(rows.c[name] for name in (*SORT, *SUMS))) for rows in (COUNTED.subquery(), TALLIES))
 _WRONG = union(
     select(except_(_RIGHT, _KEPT).subquery().c.cell),
     select(except_(_KEPT, _RIGHT).subquery().c.cell),

@@ -7,7 +7,6 @@ child checkpoints, gives its stage back and ends.
 import contextlib
 import gc
 import logging
-import os
 import queue
 import random
 import signal
@@ -15,11 +14,11 @@ import socket
 import sys
 import threading
 
-from core.compute import keep_freed_memory
+from core.compute import computes, keep_freed_memory
 from store.settings import settings
 from store.stages import JITTER
 from worker.app import BELL
-from worker.devices import computes, has_its_device
+from worker.devices import has_its_device
 from worker.process import WorkerProcess
 from worker.runner import DeviceBroken
 
@@ -81,10 +80,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
-    if not has_its_device():
-        log.error("torch finds no CUDA device, and this process was given %s", os.environ["CUDA_VISIBLE_DEVICES"])
-        sys.exit(EXIT_BROKEN)
-    if not computes():
+    if not (has_its_device() and computes()):
         sys.exit(EXIT_BROKEN)
     process = WorkerProcess(settings())
     line = Line(process, socket.socket(fileno=0), settings().look_seconds)

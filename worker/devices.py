@@ -1,18 +1,23 @@
 """What this machine computes on. Only a worker's child may ask torch: asking initialises CUDA."""
 
+import logging
 import os
 from collections.abc import Callable
 
-from core.compute import computes
 from core.provenance import device_class, device_name
 from store.settings import QUEUES, Settings
 
-__all__ = ["computes", "device_class", "device_name", "has_its_device", "queues", "usable_gpus"]
+__all__ = ["device_class", "device_name", "has_its_device", "queues", "usable_gpus"]
+log = logging.getLogger(__name__)
 
 
 def has_its_device() -> bool:
     """Return whether this process finds the CUDA device it was given, if it was given one: GPUs fall off their bus."""
-    return not os.environ.get("CUDA_VISIBLE_DEVICES") or device_class() == "cuda"
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not given or device_class() == "cuda":
+        return True
+    log.error("torch finds no CUDA device, and this process was given %s", given)
+    return False
 
 
 def usable_gpus() -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
 
+from core.compute import computes
 from core.datasets import DATASETS
 from core.errors import (
     ArtifactCorrupt,
@@ -34,7 +35,7 @@ from store.database import AWAY, Database
 from store.settings import Settings
 from store.stages import Bell, Claim, StaleFence, StoredArtifact
 from store.workers import ALIVE_HEARTBEATS
-from worker.devices import computes, device_class
+from worker.devices import device_class
 from worker.patience import patiently
 from worker.publisher import Publisher
 from worker.spool import Finding, Spool

@@ -12,15 +12,13 @@ import contextlib
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.stages import Outcome
 from store.database import to_json
-from store.files import PARTIAL, write_atomically
+from store.files import sweep, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -83,24 +81,15 @@ class Spool:
 
     def waiting(self) -> list[str]:
         """Return the keys of the stages that have a finding here."""
-        return sorted(path.name for path in self._files() if not path.name.startswith("."))
+        if not self._folder.is_dir():
+            return []
+        sweep(self._folder, KEPT_SECONDS)
+        return sorted(path.name for path in self._folder.iterdir() if not path.name.startswith("."))
 
     def drop(self, key: str) -> None:
         """Forget a finding: its stage has a result, or cannot be published."""
         with contextlib.suppress(OSError):
             (self._folder / key).unlink(missing_ok=True)
-
-    def _files(self) -> Iterator[Path]:
-        """Yield what lies here, after removing what writers that died have left."""
-        if not self._folder.is_dir():
-            return
-        for path in self._folder.iterdir():
-            if not path.name.startswith(PARTIAL):
-                yield path
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mtime < time.time() - KEPT_SECONDS:
-                    path.unlink()
 
 
 def _digest(parts: list[bytes]) -> bytes:

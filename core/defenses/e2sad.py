@@ -55,17 +55,15 @@ class E2SAD(Defense):
     clip: Flag = True
     """Whether both adversarial examples are clipped to [0, 1]."""
 
-    _NEAREST: ClassVar[dict[str, tuple[str, float]]] = {
-        "noise": ("sigma", 1e-4), "uniform": ("radius", 1e-4), "vat": ("xi", 1e-3),
+    _NEAREST: ClassVar[dict[str, tuple[str, float, float]]] = {
+        "noise": ("sigma", 1e-4, 0.03), "uniform": ("radius", 1e-4, 0.05), "vat": ("xi", 1e-3, 1.0),
     }  # fmt: skip
-    """Nearest to x1 that a gradient is taken; nearer, float32 and float64 disagree on more than a sign in fifty.
+    """Nearest to x1 that a gradient is taken, in float32 and in coarser products.
 
-    After 400 iterations, that is; the surer a model of hard targets grows, the farther off rounding decides.
-    """
-    _NEAREST_IN_BF16: ClassVar[dict[str, float]] = {"noise": 0.03, "uniform": 0.05, "vat": 1.0}
-    """Nearest to x1 where bf16 and float32 agree on 85 % of the signs (`entropy`: 91 %), after 250 iterations of MNIST.
-
-    The defaults of `noise` and `vat` lie nearer: 58 and 65 %. Nobody has measured tf32, which lies between.
+    Nearer, float32 and float64 disagree on more than a sign in fifty: after 400 iterations, that is; the surer a model
+    of hard targets grows, the farther off rounding decides. At the second distance bf16 and float32 agree on 85 % of
+    the signs (`entropy`: 91 %), after 250 of MNIST; the defaults of `noise` and `vat` lie nearer: 58 and 65 %.
+    Nobody has measured tf32, which lies between.
     """
     _BELONG_TO: ClassVar[dict[str, str]] = {
         "sigma": "noise", "radius": "uniform", "xi": "vat", "power_iterations": "vat",
@@ -89,7 +87,7 @@ class E2SAD(Defense):
 
     def unfit(self) -> tuple[str, str] | None:
         """Return the distance from x1 that is too small for a gradient to be more than rounding."""
-        field, nearest = self._NEAREST.get(self.second_step, ("", 0.0))
+        field, nearest, _ = self._NEAREST.get(self.second_step, ("", 0.0, 0.0))
         if not field or float(getattr(self, field)) >= nearest:
             return None
         return field, f"{self.second_step} this near to x1 is decided by rounding: give {field} of at least {nearest}"
@@ -109,8 +107,8 @@ class E2SAD(Defense):
         """Return a warning where rounding decides the second step and training takes it."""
         if self.dissimilarity_weight == 0:
             return None
-        field, _ = self._NEAREST.get(self.second_step, ("", 0.0))
-        if precision != "float32" and field and float(getattr(self, field)) < self._NEAREST_IN_BF16[self.second_step]:
+        field, _, nearest = self._NEAREST.get(self.second_step, ("", 0.0, 0.0))
+        if precision != "float32" and field and float(getattr(self, field)) < nearest:
             return f"ill-conditioned: so near to x1 rounding in {precision} decides much of the second step"
         return self.ill_conditioned
 

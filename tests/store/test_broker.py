@@ -33,9 +33,9 @@ def test_a_message_that_a_full_disk_does_not_take_leaves_nothing(small_disk: Pat
 
 def test_what_writers_that_died_have_left_goes_at_the_next_start(tmp_path: Path):
     celery_app(Settings(state_dir=tmp_path))
-    for name, age in (("1_a.new", broker.UNFINISHED_SECONDS + 10), ("2_b.new", 0.0), ("3_c.cpu.msg", 1e6)):
+    for name, age in ((".new-1_a", broker.UNFINISHED_SECONDS + 10), (".new-2_b", 0.0), ("3_c.cpu.msg", 1e6)):
         path = tmp_path / "broker" / "messages" / name
         path.touch()
         os.utime(path, (time.time() - age,) * 2)
     celery_app(Settings(state_dir=tmp_path))
-    assert messages(tmp_path) == {"2_b.new", "3_c.cpu.msg"}
+    assert messages(tmp_path) == {".new-2_b", "3_c.cpu.msg"}

@@ -165,7 +165,9 @@ class Room:
             if path and self.dice.random() < 0.5:
                 path.unlink()
             elif path:
-                path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+                data = bytearray(path.read_bytes())
+                data[0] ^= 1
+                path.write_bytes(data)
 
     def _a_child(self) -> list[int]:
         """Return the id of one worker's child, of one that holds a stage where there is such a one."""
