@@ -115,6 +115,13 @@ def test_the_tenths_are_of_one_protocol_and_share_a_model():
         assert {entry["name"] for entry in tenth["defenses"]} <= {entry["name"] for entry in paper["defenses"]}
 
 
+@pytest.mark.parametrize("suite", ["random-start-tenth", "random-start-bf16"])
+def test_e2sads_own_control_is_beside_it(suite):
+    trained = {e["name"]: e["defense"] for e in expand_suite({"suite": suite})["defenses"]}
+    models = {entry["name"]: entry["defense"] for entry in expand_suite({"suite": "random-start"})["defenses"]}
+    assert trained["FGSM .3 S"] == models["FGSM .3 S"], "e2SAD without its second step: the paper's rival in Table 1"
+
+
 def test_a_dataset_that_the_paper_has_not_is_measured_by_its_own_protocol():
     said = cautions(of_plan(planned({"suite": "e2sad-svhn", "dataset": "cifar10-jpeg"})))
     assert any(line.startswith("not CIFAR-10's own protocol: dataset: CIFAR-10 (JPEG copy), 50,000") for line in said)
