@@ -67,7 +67,7 @@ def measured(
     groups = _groups(session, table, source, device, execution)
     chosen = groups[0].execution if groups else fallback
     found = standing(table.number, source, chosen)
-    cells, ids = _cells(session, found, wanted(table, found))
+    cells, ids = _cells(session, found, wanted(table, found), chosen)
     return Measured(found, chosen, groups[1:], cells, ids)
 
 
@@ -88,7 +88,7 @@ def _groups(
     newest = select(found.c.execution).group_by(found.c.execution).order_by(func.max(found.c.id).desc())
     every = dict.fromkeys(map(_execution.validate_python, session.scalars(newest)))
     groups = [
-        Group(execution, *_counted(session, table, standing(table.number, source, execution)))
+        Group(execution, *_counted(session, table, standing(table.number, source, execution), execution.device))
         for execution in every
         if device in (None, execution.device) and key in (None, execution_key(execution))
     ]
@@ -99,11 +99,11 @@ def _asked_by(job: int) -> Any:
     return select(JobStage.stage_id).where(JobStage.job_id == job)
 
 
-def _counted(session: Session, table: Published, found: Standing) -> tuple[int, int]:
+def _counted(session: Session, table: Published, found: Standing, device: str) -> tuple[int, int]:
     """Return how many evaluations of the table's models have finished, and how many there are."""
     recipes = {place.target for place in wanted(table, found)}
     query = select(func.count(Evaluation.n), func.count()).where(
-        Evaluation.target_recipe.in_(recipes), Evaluation.image_limit == found.images
+        Evaluation.target_recipe.in_(recipes), Evaluation.image_limit == found.images, Evaluation.device == device
     )
     if found.source.job is not None:
         query = query.where(Evaluation.stage_id.in_(_asked_by(found.source.job)))
@@ -131,10 +131,10 @@ def _sources(table: Published, found: Standing, row: str) -> Iterable[tuple[str 
 
 
 def _cells(
-    session: Session, found: Standing, places: Sequence[Wanted]
+    session: Session, found: Standing, places: Sequence[Wanted], execution: Execution
 ) -> tuple[dict[tuple[str, str, str | None], Cell], list[int]]:
     """Return the cells that anybody has asked for, and the evaluate stages they are counted from."""
-    rows = _rows(session, found, {place.target for place in places})
+    rows = _rows(session, found, {place.target for place in places}, execution)
     cells: dict[tuple[str, str, str | None], Cell] = {}
     ids: list[int] = []
     for place in places:
@@ -154,9 +154,9 @@ def _cells(
 
 
 def _rows(
-    session: Session, found: Standing, recipes: set[str]
+    session: Session, found: Standing, recipes: set[str], execution: Execution
 ) -> dict[tuple[str, str], list[tuple[Evaluation, Stage]]]:
-    """Return (target, attack) -> evaluations over the source's images of models that some job attacked as targets."""
+    """Return (target, attack) -> evaluations, executed so, of models that some job attacked as targets."""
     owner = aliased(Stage)
     targets = select(JobModel.stage_id).where(JobModel.role == "target")
     query = (
@@ -167,14 +167,22 @@ def _rows(
             Evaluation.image_limit == found.images,
             Evaluation.target_id.in_(targets),
             or_(Evaluation.whitebox.is_(True), Evaluation.target_seed == Evaluation.substitute_seed),
+            Evaluation.device == execution.device,
         )
         .order_by(Evaluation.target_seed, Evaluation.stage_id)
     )
     if found.source.job is not None:
         query = query.where(Evaluation.stage_id.in_(_asked_by(found.source.job)))
+    newest: dict[Any, tuple[Evaluation, Stage]] = {}
+    for e, stage in session.execute(query):
+        if _execution.validate_python(stage.spec["execution"]) != execution:
+            continue
+        place = e.cell, e.whitebox, e.target_seed, e.substitute_seed
+        if e.n is not None or place not in newest or newest[place][0].n is None:
+            newest[place] = e, stage  # as in every matrix (store/repeats.py)
     grouped: dict[tuple[str, str], list[tuple[Evaluation, Stage]]] = {}
-    for evaluation, stage in session.execute(query):
-        grouped.setdefault((evaluation.target_recipe, evaluation.attack_id), []).append((evaluation, stage))
+    for e, stage in newest.values():
+        grouped.setdefault((e.target_recipe, e.attack_id), []).append((e, stage))
     return grouped
 
 

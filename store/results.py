@@ -16,6 +16,7 @@ from core.fields import parse_pixels
 from core.statistics import accuracy_interval
 from store.database import chunks
 from store.models import JOB_LIVE, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState, Tally
+from store.repeats import repeated_by
 
 LISTED = 5_000
 """Evaluations of a table up to which each is told; beyond that, only their sums."""
@@ -402,11 +403,10 @@ def _pairing(session: Session, filters: Filters, scope: Scope) -> str:
 def _wanted(filters: Filters, scope: Scope, *, whitebox: Sequence[bool], every_target: bool) -> list[Any]:
     """Return the conditions on evaluations; those on recipes and attacks are left to the groups."""
     conditions: list[Any] = [*_within(Evaluation, scope), Evaluation.whitebox.in_(whitebox)]
-    if filters.job is not None:
-        conditions.append(Evaluation.stage_id.in_(select(JobStage.stage_id).where(JobStage.job_id == filters.job)))
-    elif filters.suite is not None:
-        wanting = select(JobStage.stage_id).where(*_jobs_wanted(filters, JobStage.job_id))
-        conditions.append(Evaluation.stage_id.in_(wanting))
+    conditions += _asked_for(filters, Evaluation.stage_id)
+    if filters.job is None:  # a job has one execution, and asks for nothing twice
+        again = aliased(Evaluation)
+        conditions.append(~repeated_by(again, *_asked_for(filters, again.stage_id)))
     if filters.seeds:
         conditions.append(Evaluation.target_seed.in_(list(filters.seeds)))
     if not every_target:
@@ -414,6 +414,12 @@ def _wanted(filters: Filters, scope: Scope, *, whitebox: Sequence[bool], every_t
         asked = select(JobModel.stage_id).where(JobModel.role == "target", *_jobs_wanted(filters, JobModel.job_id))
         conditions.append(or_(Evaluation.whitebox.is_(False), Evaluation.target_id.in_(asked)))
     return conditions
+
+
+def _asked_for(filters: Filters, stage_id: Any) -> list[Any]:
+    """Return the conditions on evaluations that a job or a suite puts."""
+    jobs = _jobs_wanted(filters, JobStage.job_id)
+    return [stage_id.in_(select(JobStage.stage_id).where(*jobs))] if jobs else []
 
 
 def _groups(

@@ -1,7 +1,8 @@
 """Running sums of black-box evaluations, so that a matrix over a million of them reads one row per cell.
 
-A success adds to its cell's row in its own transaction, a withdrawn result has its cell counted anew. Both take that
-row after every other lock, so that nobody waits with it for somebody who waits for it.
+A success adds to its cell's row in its own transaction; where it repeats another (store/repeats.py), or a result is
+withdrawn, the cell is counted anew. All lock the cell after everything else, so that nobody waits with it for somebody
+who waits for it.
 """
 
 from collections.abc import Sequence
@@ -9,15 +10,16 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import BigInteger, bindparam, case, cast, delete, except_, func, insert, select, union
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from store.database import dialect_of, insert_in
-from store.models import EVALUATIONS, TALLIES
+from store.models import EVALUATIONS, TALLIES, Evaluation
+from store.repeats import repeated_by, repeats_a_finished_one
 
 _E = EVALUATIONS.c
 _CORRECT = cast(_E.n_correct, BigInteger)
 _OF = (_E.cell, (_E.target_seed == _E.substitute_seed).label("same"), _E.image_limit, _E.n, _E.dataset, _E.device)
-COUNTED = (
+_FINISHED = (
     select(
         *_OF, func.min(_E.stage_id).label("first"), func.count().label("evaluations"),
         func.sum(_CORRECT).label("total"), func.sum(_CORRECT * _E.n_correct).label("squares"),
@@ -26,10 +28,13 @@ COUNTED = (
     .where(_E.whitebox.is_(False), _E.n.is_not(None))
     .group_by(*_OF)
 )  # fmt: skip
+COUNTED = _FINISHED.where(~repeated_by(aliased(Evaluation)))
 """What the rows have to be, by reading the evaluations."""
 _NAMES = [column.name for column in COUNTED.selected_columns]
-_ONE = COUNTED.where(_E.stage_id == bindparam("stage"))
 _COUNT = insert(TALLIES).from_select(_NAMES, COUNTED)
+_COUNT_CELL = insert(TALLIES).from_select(_NAMES, COUNTED.where(_E.cell == bindparam("of")))
+_ALONE = _FINISHED.where(_E.stage_id == bindparam("stage"), ~repeats_a_finished_one())
+_CROSSED = select(_E.cell).where(_E.stage_id == bindparam("stage"), _E.whitebox.is_(False))
 _LOCK_CELL = select(func.pg_advisory_xact_lock(bindparam("of", type_=BigInteger)))
 _FORGET_CELL = delete(TALLIES).where(TALLIES.c.cell == bindparam("of"))
 SORT = ("cell", "same", "image_limit", "n")
@@ -44,14 +49,20 @@ _WRONG = union(
 
 def add(session: Session, stage_id: int) -> None:
     """Add a finished evaluation to its cell's row; a white-box one has none."""
-    session.execute(_add_in(dialect_of(session)), {"stage": stage_id})
+    cell = session.scalar(_CROSSED, {"stage": stage_id})
+    if cell is None:
+        return
+    _lock(session, cell)
+    added: Any = session.execute(_add_in(dialect_of(session)), {"stage": stage_id})
+    if not added.rowcount:
+        _count_anew(session, cell)
 
 
 @cache
 def _add_in(dialect: str) -> Any:
-    adding = insert_in(dialect, TALLIES).from_select(_NAMES, _ONE)
+    adding = insert_in(dialect, TALLIES).from_select(_NAMES, _ALONE)
     before, new = TALLIES.c, adding.excluded
-    return adding.on_conflict_do_update(
+    return adding.execution_options(preserve_rowcount=True).on_conflict_do_update(
         index_elements=list(TALLIES.primary_key),
         set_={
             **{name: before[name] + new[name] for name in ("evaluations", "total", "squares")},
@@ -67,19 +78,21 @@ def recount(session: Session, stage_ids: Sequence[int]) -> None:
 
 
 def recount_cells(session: Session, cells: Sequence[int]) -> None:
-    """Count these cells anew. Recounts of one cell wait for each other: none sees the rows that another puts in."""
-    dialect = dialect_of(session)
+    """Count these cells anew."""
     for cell in sorted(cells):
-        if dialect == "postgresql":  # SQLite has one writer
-            session.execute(_LOCK_CELL, {"of": cell})
-        session.execute(_FORGET_CELL, {"of": cell})  # waits for whoever is adding: only then are evaluations read
-        session.execute(_count_cell_in(dialect), {"of": cell})
+        _lock(session, cell)
+        _count_anew(session, cell)
 
 
-@cache
-def _count_cell_in(dialect: str) -> Any:
-    counting = insert_in(dialect, TALLIES).from_select(_NAMES, COUNTED.where(_E.cell == bindparam("of")))
-    return counting.on_conflict_do_nothing()  # a row that has come meanwhile counts the first of its sort, all of them
+def _lock(session: Session, cell: int) -> None:
+    """Let nobody else touch the cell's rows, those that are still to come among them, before we have committed."""
+    if dialect_of(session) == "postgresql":  # SQLite has one writer
+        session.execute(_LOCK_CELL, {"of": cell})
+
+
+def _count_anew(session: Session, cell: int) -> None:
+    session.execute(_FORGET_CELL, {"of": cell})
+    session.execute(_COUNT_CELL, {"of": cell})
 
 
 def wrong_cells(session: Session) -> list[int]:

@@ -143,6 +143,17 @@ class TestOneSeed:
         refused = one_seed.client.get("/results/paper/1", params={**TINY, "execution": "0" * 12})
         assert (refused.status_code, refused.json()["error"]["fields"][0]["path"]) == (422, "execution")
 
+    @pytest.mark.parametrize("again", [{"threads": 5}, {"threads": 1, "device": "cuda"}])
+    def test_a_model_evaluated_otherwise_is_no_further_seed(self, one_seed: House, again: dict[str, Any]):
+        before = one_seed.get("/results/paper/1", **TINY)
+        (model, *_) = [one for one in one_seed.get("/models")["models"] if one["label"] == "e2SAD S"]
+        job = {"kind": "evaluate", "targets": [{"key": model["key"]}], "attacks": [{"kind": "none"}], "limit": 20}
+        database = one_seed.service.database
+        factories.post(database, job, execution=Execution(**again))
+        assert one_seed.get("/results/paper/1", **TINY)["cells"] == before["cells"]
+        factories.finish(database, lambda _: 3)
+        assert one_seed.get("/results/paper/1", **TINY)["cells"] == before["cells"]
+
     def test_a_job_stands_by_what_it_asked_for(self, one_seed: House):
         (job,) = [job["id"] for job in one_seed.get("/jobs", suite="e2sad-mnist-tiny")["jobs"]]
         whole = one_seed.get("/results/paper/1", **TINY)

@@ -13,7 +13,7 @@ from store.admin import doctor, repair
 from store.artifacts import FolderStore
 from store.database import Database
 from store.invariants import violations
-from store.models import Evaluation, Stage, Tally
+from store.models import Evaluation, JobModel, Stage, Tally
 from store.results import Filters, Matrix
 from tests import factories
 from tests.factories import FGSM, body, claim, finish, post, succeed, try_claim
@@ -129,28 +129,60 @@ def test_two_withdrawn_of_one_cell_at_once(postgres: Database, seeds: list[int])
     assert [cell.sums.evaluations for cell in blackbox(postgres).cells.values()] == [len(seeds)]
 
 
-def test_the_first_of_its_sort_ends_amid_a_recount(postgres: Database, monkeypatch: pytest.MonkeyPatch):
-    """Its row is not there when the cell's are forgotten, and is when they are counted."""
+def test_the_first_of_its_sort_ends_amid_a_recount(postgres: Database):
+    """Its row is not there yet when the cell's are counted, so that no lock on a row would make it wait."""
     post(postgres, paired([0, 1]))
     finish(postgres)
     (old, _) = crossed(postgres)
     post(postgres, paired([0, 1], "independent"))
     while (one := claim(postgres)).kind != "evaluate":
         succeed(postgres, one)
-    counting = tallies._count_cell_in
-
-    def late(dialect: str) -> Any:
-        if factories.stage(postgres, one.stage_id).state == "running":
-            succeed(postgres, one)
-        return counting(dialect)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tallies, "_count_cell_in", late)
-        withdraw(postgres, old)
+    with ThreadPoolExecutor(1) as pool:
+        with postgres.write() as session:
+            lost.withdraw(session, [old], "altered")
+            other = pool.submit(succeed, postgres, one)
+            with pytest.raises(TimeoutError):
+                other.result(0.5)
+        other.result(10)
     assert one.stage_id in crossed(postgres)
     with postgres.read() as session:
         assert violations(session) == []
         assert {row.same: row.evaluations for row in session.scalars(select(Tally))} == {False: 1, True: 1}
+
+
+def tables(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[dict[Any, Any]]:
+    """Return what both matrices hold, which is the same whether sums or evaluations are read."""
+    with database.read() as session:
+        assert violations(session) == []
+        found = [numbers(table(session, Filters())) for table in (results.blackbox, results.whitebox)]
+        with monkeypatch.context() as patch:
+            patch.setattr(results, "_tallied", lambda filters: False)
+            assert [numbers(table(session, Filters())) for table in (results.blackbox, results.whitebox)] == found
+    return found
+
+
+def test_a_repeated_evaluation_is_no_further_seed(database: Database, monkeypatch: pytest.MonkeyPatch):
+    """The same models under the same attack with other threads: the newest that has finished counts, once."""
+    post(database, body(seeds=[0, 1], **CROSSED))
+    finish(database, lambda _: 4)
+    before = tables(database, monkeypatch)
+    with database.read() as session:
+        models = session.execute(select(JobModel.role, Stage.key).join(Stage, Stage.id == JobModel.stage_id)).all()
+    named = {role: [{"key": key} for was, key in models if was == role] for role in ("target", "substitute")}
+    again = {
+        "kind": "evaluate", "limit": 10, "pairing": "same", "attacks": [{"kind": "none"}], "transfer": [FGSM],
+        "targets": named["target"], "substitutes": named["substitute"],
+    }  # fmt: skip
+    post(database, again, execution=factories.EXECUTION.model_copy(update={"threads": 7}))
+    assert tables(database, monkeypatch) == before, "one that is still to come leaves nothing open"
+    finish(database, lambda _: 7)
+    after = tables(database, monkeypatch)
+    for old, new in zip(before, after, strict=True):
+        assert [cell[:3] for cell in new.values()] == [cell[:3] for cell in old.values()]
+        assert {cell[3] for cell in new.values()} == {14} != {cell[3] for cell in old.values()}
+    with database.write() as session:
+        lost.withdraw(session, session.scalars(select(Evaluation.stage_id).where(Evaluation.n_correct == 7)).all(), "")
+    assert tables(database, monkeypatch) == before, "what has been repeated still counts where that is lost"
 
 
 WRONG = {
