@@ -28,11 +28,11 @@ class WorstSeed(Reply):
     seed: int
     """Its seed."""
     accuracy: float
-    """Share of the examples that it gets right under every attack that counts."""
+    """Share of the examples that it gets right unchanged and under every attack that counts."""
     n: int
     """Examples."""
     n_correct: int
-    """Examples that it gets right under every attack that counts."""
+    """How many it gets right so."""
     interval: tuple[float, float]
     """Wilson's 95 % interval."""
 
@@ -60,7 +60,8 @@ class RobustReply(Reply):
     attacks: list[CellReply]
     """Its accuracy under each attack alone, in the order of the table's `attacks`; seeds are left out."""
     worst: CellReply
-    """Its accuracy where an example is right only if it is so under every attack that counts; seeds are left out."""
+    """Its accuracy where an example is right only if it is so unchanged and under every attack that counts; seeds are
+    left out."""
     seeds: list[WorstSeed]
     """The worst case per seed."""
     paired: list[PairedSeed]
@@ -73,11 +74,11 @@ class RobustnessReply(Reply):
     scope: ScopeReply | None
     """What the table is about; null where there is no evaluation."""
     attacks: list[AxisReply]
-    """The attacks; clean images, and attacks beyond `eps`, are shown but count in no worst case."""
+    """The attacks; those beyond `eps`, or that may leave [0, 1], are shown but count in no worst case."""
     eps: str | None
     """Radius of the ball that the worst case is over, in pixel units; null where no attack has one."""
     counted: int
-    """How many of the attacks lie in it: those the worst case is over."""
+    """How many of the attacks lie in it: those the worst case is over, with the clean images, which every ball holds."""
     reference: str | None
     """Label of the model that the others are paired with."""
     models: list[RobustReply]
@@ -110,7 +111,8 @@ def reply(
         SpecError: no attack of the table is within it.
     """
     climbed, eps = _in_one_ball(found, within)
-    worst = {column.key: _worst(found, column, climbed, bits, read) for column in found.columns}
+    shown = [row for row in found.rows if _is_clean(row) or row in climbed] if climbed else []
+    worst = {column.key: _worst(found, column, shown, bits, read) for column in found.columns}
     base = worst[reference.key].bits if reference else {}
     return RobustnessReply(
         scope=views.scope(found.scope) if found.scope else None,
@@ -139,9 +141,9 @@ def _in_one_ball(found: Matrix, within: Fraction | None) -> tuple[list[Axis], Fr
     """Return the attacks that one worst case can be over, and the largest of their radii.
 
     A model that an attack beyond the ball defeats may well be robust in it. What bounds something else than the change
-    of a pixel is in no ball; where nothing else is there, all of it counts.
+    of a pixel, or leaves the pixel box, is in no ball; where nothing else is there, all of it counts.
     """
-    climbed = [row for row in found.rows if (row.attack or {}).get("kind") != "none"]
+    climbed = [row for row in found.rows if not _is_clean(row)]
     radii = {row.key: radius for row in climbed if (radius := _radius(row)) is not None}
     if not radii and (within is None or not climbed):
         return climbed, None
@@ -159,26 +161,31 @@ def _in_one_ball(found: Matrix, within: Fraction | None) -> tuple[list[Axis], Fr
     return inside, max(radii[row.key] for row in inside)
 
 
+def _is_clean(row: Axis) -> bool:
+    return (row.attack or {}).get("kind") == "none"
+
+
 def _radius(row: Axis) -> Fraction | None:
     try:
-        return ATTACK.validate_python(row.attack).radius()
+        attack = ATTACK.validate_python(row.attack)
     except ValidationError:  # of a kind that is gone
         return None
+    return attack.radius() if attack.in_box() else None
 
 
 def _worst(
-    found: Matrix, column: Axis, climbed: Sequence[Axis], bits: Mapping[str, str], read: Callable[[str], bytes]
+    found: Matrix, column: Axis, shown: Sequence[Axis], bits: Mapping[str, str], read: Callable[[str], bytes]
 ) -> _Worst:
-    """Return the worst case of each seed that has a count under every attack."""
-    cells = [found.cells.get((row.key, column.key), Cell()) for row in climbed]
+    """Return the worst case of each seed that has a count in every row that is `shown` to it."""
+    cells = [found.cells.get((row.key, column.key), Cell()) for row in shown]
     counts = [{count.target_seed: count for count in cell.counts} for cell in cells]
     result = _Worst(cell=Cell(whitebox=True))
     for seed in sorted({seed for counted in counts for seed in counted}):
-        mine = [counted[seed] for counted in counts if seed in counted]
+        lacking = [row.label for row, counted in zip(shown, counts, strict=True) if seed not in counted]
         try:
-            if len(mine) < len(climbed):
-                raise _Incomplete(f"{len(climbed) - len(mine)} of {len(climbed)} attacks have no count")
-            result.bits[seed] = worst_case(*(_bits(count, bits, read) for count in mine))
+            if lacking:
+                raise _Incomplete(f"no count for {', '.join(lacking)}")
+            result.bits[seed] = worst_case(*(_bits(counted[seed], bits, read) for counted in counts))
             result.cell.sums += Sums.of(result.bits[seed].n, result.bits[seed].n_right)
         except (_Incomplete, ArtifactCorrupt, ValueError) as error:
             result.cell.sums += Sums(evaluations=1)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, func, insert, select, update
 
-from store import lost, results, tallies
+from store import lost, migrate, results, tallies
 from store.admin import doctor, repair
 from store.artifacts import FolderStore
 from store.database import Database
@@ -161,11 +161,8 @@ def tables(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[dict[Any
     return found
 
 
-def test_a_repeated_evaluation_is_no_further_seed(database: Database, monkeypatch: pytest.MonkeyPatch):
-    """The same models under the same attack with other threads: the newest that has finished counts, once."""
-    post(database, body(seeds=[0, 1], **CROSSED))
-    finish(database, lambda _: 4)
-    before = tables(database, monkeypatch)
+def repeat(database: Database) -> None:
+    """Ask for every evaluation again, with other threads."""
     with database.read() as session:
         models = session.execute(select(JobModel.role, Stage.key).join(Stage, Stage.id == JobModel.stage_id)).all()
     named = {role: [{"key": key} for was, key in models if was == role] for role in ("target", "substitute")}
@@ -174,6 +171,14 @@ def test_a_repeated_evaluation_is_no_further_seed(database: Database, monkeypatc
         "targets": named["target"], "substitutes": named["substitute"],
     }  # fmt: skip
     post(database, again, execution=factories.EXECUTION.model_copy(update={"threads": 7}))
+
+
+def test_a_repeated_evaluation_is_no_further_seed(database: Database, monkeypatch: pytest.MonkeyPatch):
+    """The same models under the same attack with other threads: the newest that has finished counts, once."""
+    post(database, body(seeds=[0, 1], **CROSSED))
+    finish(database, lambda _: 4)
+    before = tables(database, monkeypatch)
+    repeat(database)
     assert tables(database, monkeypatch) == before, "one that is still to come leaves nothing open"
     finish(database, lambda _: 7)
     after = tables(database, monkeypatch)
@@ -183,6 +188,21 @@ def test_a_repeated_evaluation_is_no_further_seed(database: Database, monkeypatc
     with database.write() as session:
         lost.withdraw(session, session.scalars(select(Evaluation.stage_id).where(Evaluation.n_correct == 7)).all(), "")
     assert tables(database, monkeypatch) == before, "what has been repeated still counts where that is lost"
+
+
+def test_a_database_that_counted_repeats_counts_anew_when_it_is_migrated(database: Database):
+    post(database, body(seeds=[0, 1], **CROSSED))
+    finish(database)
+    repeat(database)
+    finish(database)
+    url = database.engine.url.render_as_string(hide_password=False)
+    database.engine.dispose()
+    migrate.downgrade(url, "0004")
+    with database.read() as session:
+        assert session.scalars(select(Tally.evaluations)).all() == [4]
+    database.engine.dispose()
+    migrate.upgrade(url)
+    blackbox(database)
 
 
 WRONG = {
