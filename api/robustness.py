@@ -78,7 +78,7 @@ class RobustnessReply(Reply):
     eps: str | None
     """Radius of the ball that the worst case is over, in pixel units; null where no attack has one."""
     counted: int
-    """How many of the attacks lie in it: those the worst case is over, with the clean images, which every ball holds."""
+    """How many of the attacks lie in it: the worst case is over those and the clean images, which every ball holds."""
     reference: str | None
     """Label of the model that the others are paired with."""
     models: list[RobustReply]
