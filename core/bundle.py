@@ -14,26 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from core.attacks.none import NoAttack
 from core.bits import Bits
 from core.bundle_figures import BadFigure, Look, check_drawing, check_look, cost_of, images_of
 from core.datasets import DATASETS
-from core.errors import GauntletError
+from core.errors import GauntletError, SpecError
 from core.figures.base import Figure
-from core.jobs import JOB, Key, Tags, Text
+from core.jobs import JOB, EvaluateJob, Key, Tags, Text
 from core.kinds import Spec
-from core.plan import Model, Plan, PlannedEvaluation
-from core.stages import STAGE, Stage
+from core.plan import Model, Plan, PlannedEvaluation, plan
+from core.stages import DESCRIPTIONS, STAGE, Stage
 from core.stages.base import Finished
 from core.stages.craft import EXAMPLES, Craft
-from core.stages.draw import VALUES, Draw
+from core.stages.draw import MEDIA, VALUES, Draw
 from core.stages.evaluate import CORRECT, PREDICTIONS, Evaluate
 from core.stages.samples import IMAGES, Samples
 from core.stages.surface import SURFACE, Surface
 from core.stages.sweep import Sweep
-from core.stages.train import WEIGHTS, Train
+from core.stages.train import CURVE, WEIGHTS, Train
 
 LARGE = (WEIGHTS, EXAMPLES)
 """Artifacts that may stay behind."""
@@ -43,13 +43,31 @@ NEEDED = {
     "train": WEIGHTS, "craft": EXAMPLES, "evaluate": CORRECT, "surface": SURFACE, "samples": IMAGES, "draw": VALUES,
 }  # fmt: skip
 """What a stage's result names, whether or not the bytes are in the file; a sweep has its numbers alone."""
+BESIDE: dict[str, Collection[str]] = {"train": (CURVE,), "evaluate": (PREDICTIONS,), "draw": MEDIA}
+"""What it may name too."""
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 256 * 2**20
 LARGEST_ARTIFACT = 4 * 2**30
+LARGEST_SMALL = 64 * 2**20
+"""Bytes that an artifact has at most which is none of LARGE."""
 
 
 class BundleError(GauntletError):
     """A file of results cannot be written or believed; the message says why."""
+
+
+TOLD: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("gauntlet", "commit", "python", "torch", "platform", "host", "device", "written_by"), str),
+    "seconds": (int, float), "micro_batch": int,
+}  # fmt: skip
+"""What services show of an environment, and the type that it has where it is known."""
+
+
+def _told(found: dict[str, Any]) -> dict[str, Any]:
+    for name, kind in TOLD.items():
+        if found.get(name) is not None and not isinstance(found[name], kind):
+            raise ValueError(f"{name} is {str(found[name])[:40]!r}, which it cannot be")
+    return found
 
 
 class FileEntry(Spec):
@@ -72,7 +90,7 @@ class StageEntry(Spec):
     """Its spec, whose canonical form hashes to the key."""
     payload: dict[str, Any]
     """What it found."""
-    environment: dict[str, Any]
+    environment: Annotated[dict[str, Any], AfterValidator(_told)]
     """Versions and device it ran on."""
     artifacts: dict[Annotated[str, Field(max_length=60)], FileEntry]
     """Name -> artifact."""
@@ -123,7 +141,7 @@ class Manifest(Spec):
 
     format: Literal[1] = 1
     """Version of this file format."""
-    origin: dict[str, Any]
+    origin: Annotated[dict[str, Any], AfterValidator(_told)]
     """Where the file was written: host, command, versions, and what the writer wants known."""
     jobs: list[JobEntry]
     """What was asked for."""
@@ -220,6 +238,8 @@ def _read(zipped: zipfile.ZipFile) -> Bundle:
     text = _bytes(zipped, MANIFEST, LARGEST_MANIFEST)
     manifest = Manifest.model_validate_json(text)
     specs = {key: _spec(key, entry) for key, entry in manifest.stages.items()}
+    for key, spec in specs.items():
+        _check_names(key, spec, manifest.stages[key])
     sizes = {file.sha256: file.size for entry in manifest.stages.values() for file in entry.artifacts.values()}
     artifacts: dict[str, bytes] = {}
     for name in zipped.namelist():
@@ -275,6 +295,18 @@ def _spec(key: str, entry: StageEntry) -> Stage:
     return spec
 
 
+def _check_names(key: str, spec: Stage, entry: StageEntry) -> None:
+    """Raise unless the artifacts, which have not been read, are those that a result of its kind has."""
+    needed = NEEDED.get(spec.kind)
+    if needed is not None and needed not in entry.artifacts:
+        raise BundleError(f"stage {key} ({entry.title}) names no {needed}")
+    for name, file in entry.artifacts.items():
+        if name != needed and name not in BESIDE.get(spec.kind, ()):
+            raise BundleError(f"stage {key} ({entry.title}) has a {name!r}, which no result of its kind has")
+        if name not in LARGE and file.size > LARGEST_SMALL:
+            raise BundleError(f"stage {key} ({entry.title}): {file.size} bytes are too many for its {name}")
+
+
 def _check_stage(
     key: str, spec: Stage, entry: StageEntry, specs: Mapping[str, Stage], artifacts: Mapping[str, bytes]
 ) -> None:
@@ -284,11 +316,12 @@ def _check_stage(
     for name, file in entry.artifacts.items():
         if name not in LARGE and file.sha256 not in artifacts:
             raise BundleError(f"stage {key} ({entry.title}): the artifact {name} is missing")
-    needed = NEEDED.get(spec.kind)
-    if needed is not None and needed not in entry.artifacts:
-        raise BundleError(f"stage {key} ({entry.title}) names no {needed}")
     if isinstance(spec, Craft) and not isinstance(specs[spec.substitute], Train):
         raise BundleError(f"stage {key} ({entry.title}) crafts on {spec.substitute}, which is no model")
+    if isinstance(spec, Train):
+        for name, expected in spec.counted.items():
+            if entry.payload.get(name) != expected:
+                raise BundleError(f"stage {key} ({entry.title}): its result's {name} are not those of its spec")
     if isinstance(spec, Evaluate):
         _check_counts(key, spec, entry, specs, artifacts)
 
@@ -320,13 +353,13 @@ def _check_counts(
     if examples is not None and examples.limit != spec.limit:
         raise BundleError(f"{said} counts other images than its examples were crafted from")
     n, bits = _images(target, spec.limit), artifacts[entry.artifacts[CORRECT].sha256]
-    if entry.payload.get("n") != n:
+    if type(entry.payload.get("n")) is not int or entry.payload["n"] != n:
         raise BundleError(f"{said} is over {n} images, but its result says {entry.payload.get('n')}")
     try:
         counted = Bits.unpacked(bits, n).n_right
     except ValueError as error:
         raise BundleError(f"{said}: {error}") from None
-    if counted != entry.payload.get("n_correct"):
+    if type(entry.payload.get("n_correct")) is not int or entry.payload["n_correct"] != counted:
         raise BundleError(f"{said}: its bits sum to {counted}, but its result says {entry.payload.get('n_correct')}")
     if PREDICTIONS in entry.artifacts and entry.artifacts[PREDICTIONS].size != n:
         raise BundleError(f"{said}: not one prediction for each of {n} images")
@@ -354,10 +387,11 @@ def _check_job(job: JobEntry, specs: Mapping[str, Stage]) -> None:
         spec = specs[key]
         if not set(spec.parents()) <= stages:
             raise BundleError(f"{said} has stage {key} without what that needs")
-        if spec.execution.device != job.device:
+        if spec.execution.device != job.device and not isinstance(spec, Draw):  # which draws on no device
             raise BundleError(f"{said} ran on {job.device}, but its stage {key} on {spec.execution.device}")
         if isinstance(spec, Train) and spec.dataset != job.dataset:
             raise BundleError(f"{said} is on {job.dataset}, but trains on {spec.dataset}")
+    _check_asked(said, job, asked, specs)
     for model in job.models:
         if model.key not in stages or not isinstance(specs[model.key], Train):
             raise BundleError(f"{said} names the model {model.label!r}, which is none of its train stages")
@@ -365,6 +399,37 @@ def _check_job(job: JobEntry, specs: Mapping[str, Stage]) -> None:
     for key in job.stages:
         if isinstance(specs[key], Train) and key not in named:
             raise BundleError(f"{said} does not name its model {key}")
+
+
+def _check_asked(said: str, job: JobEntry, asked: Any, specs: Mapping[str, Stage]) -> None:
+    """Raise where the job's spec would not have asked for its stages; one that names trained models is believed."""
+    executed = [specs[key].execution for key in job.stages if not isinstance(specs[key], Draw)]
+    if not executed or isinstance(asked, EvaluateJob) or getattr(asked, "models", None):
+        return
+    if any(execution != executed[0] for execution in executed):
+        raise BundleError(f"{said} was executed in several ways; a job has one")
+    nobody: Any = None
+    try:
+        planned = plan(asked, executed[0], nobody).stages
+    except SpecError as error:
+        raise BundleError(f"{said} was posted with a spec that cannot be planned here: {error}") from error
+    for key in job.stages:
+        if key not in planned:
+            raise BundleError(f"{said} has stage {key} ({specs[key].kind}), which its spec does not ask for")
+
+
+def difference(payload: Mapping[str, Any], here: Mapping[str, str], entry: StageEntry) -> str | None:
+    """Return in what a file's result differs from one with that payload, and these sha256 of its artifacts by name.
+
+    Descriptions and pictures are no difference.
+    """
+    for name in ("n", "n_correct"):
+        if payload.get(name) != entry.payload.get(name):
+            return f"{name} is {payload.get(name)} here and {entry.payload.get(name)} in the file"
+    for name, file in entry.artifacts.items():
+        if name not in DESCRIPTIONS and here.get(name, file.sha256) != file.sha256:
+            return f"the {name} have the sha256 {here[name][:12]} here and {file.sha256[:12]} in the file"
+    return None
 
 
 def _add(plan: Plan, specs: Mapping[str, Stage], key: str, title: str, figures: Mapping[str, Figure]) -> None:

@@ -42,9 +42,13 @@ def _cuda() -> dict[str, Any]:
     return {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
 
 
-def made_in(outcome: "Outcome") -> dict[str, Any]:
-    """Return what is recorded of how a stage was computed: this process, and what the stage says of itself."""
-    return {**environment(), **outcome.environment, "seconds": outcome.seconds}
+def made_in(outcome: "Outcome", device: str) -> dict[str, Any]:
+    """Return what is recorded of how a stage was computed: this process, and what the stage says of itself.
+
+    `device` is the class that it was computed on: where there is a GPU, some stages are a processor's all the same.
+    """
+    made = environment() if device == device_class() else {**environment(), "device": processor_name()}
+    return {**made, **outcome.environment, "seconds": outcome.seconds}
 
 
 def _installed() -> str:
@@ -57,12 +61,14 @@ def _installed() -> str:
 def commit() -> str | None:
     """Return the commit the code is at, with "+changes" where files differ from it; None where nothing says it.
 
-    Outside a git checkout GAUNTLET_COMMIT says it, which the container image is built with.
+    A new file in core/ is a change: kinds are found by the files there. Outside a git checkout GAUNTLET_COMMIT says
+    it, which the container image is built with.
     """
     head = _git("rev-parse", "HEAD")
     if head is None:
         return os.environ.get("GAUNTLET_COMMIT") or None
-    return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    changed = _git("status", "--porcelain", "--untracked-files=no") or _git("status", "--porcelain", "--", "core")
+    return head + ("+changes" if changed else "")
 
 
 def _git(*arguments: str) -> str | None:

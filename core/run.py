@@ -7,6 +7,7 @@ each training everything that it makes possible, so that a run cut short has who
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from core.bundle import LARGE, NEEDED, FileEntry, JobEntry, Manifest, StageEntry, read, write
+from core.bundle import LARGE, NEEDED, FileEntry, JobEntry, Manifest, StageEntry, difference, read, write
 from core.compute import computes, keep_freed_memory
 from core.datasets import DATASETS
 from core.datasets.base import Data
@@ -50,17 +51,33 @@ CUT_SHORT = 75
 
 
 class Folder:
-    """Finished stages, artifacts and checkpoints as files; each appears whole or not at all."""
+    """Finished stages, artifacts and checkpoints as files; each appears whole or not at all.
+
+    Raises:
+        SpecError: another run works in it.
+    """
 
     def __init__(self, path: Path):
         self._path = path
         for name in ("stages", "artifacts", "checkpoints"):
             (path / name).mkdir(parents=True, exist_ok=True)
+        self._lock = (path / "lock").open("w")  # held as long as this object lives
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SpecError(f"another run works in {path}; wait for it, or name another --folder") from None
 
     def entry(self, key: str) -> StageEntry | None:
-        """Return the finished stage of that key."""
+        """Return the finished stage of that key; one whose file cannot be read has not finished."""
         file = self._path / "stages" / f"{key}.json"
-        return StageEntry.model_validate_json(file.read_bytes()) if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            return StageEntry.model_validate_json(file.read_bytes())
+        except ValidationError:
+            print(f"{file} cannot be read; the stage is computed again", flush=True)
+            file.unlink()
+            return None
 
     def finish(self, key: str, entry: StageEntry) -> None:
         """Keep a finished stage, whose artifacts have been put, and forget its checkpoint."""
@@ -77,14 +94,24 @@ class Folder:
         """Return whether these bytes are kept."""
         return (self._path / "artifacts" / sha256).exists()
 
-    def take(self, path: Path) -> None:
-        """Take over what has finished in an earlier file of results."""
+    def take(self, path: Path) -> set[str]:
+        """Return the keys of what has finished in an earlier file of results, after taking it over.
+
+        Raises:
+            ArtifactCorrupt: a stage that has finished here has another result there; nothing was taken over.
+        """
         found = read(path)
+        before = {key: entry for key in found.manifest.stages if (entry := self.entry(key)) is not None}
+        for key, mine in before.items():
+            here = {name: file.sha256 for name, file in mine.artifacts.items()}
+            if said := difference(mine.payload, here, found.manifest.stages[key]):
+                raise ArtifactCorrupt(f"{path} is of another run: {mine.title} has finished here, and {said}")
         for data in found.artifacts.values():
             self.put(data)
         for key, entry in found.manifest.stages.items():
-            if self.entry(key) is None:
+            if key not in before:
                 self.finish(key, entry)
+        return set(found.manifest.stages)
 
     def artifact(self, sha256: str) -> bytes:
         """Return kept bytes.
@@ -127,8 +154,9 @@ class Budget:
     told: bool = False
 
     def tell(self, *_: Any) -> None:
-        """Note that a signal came."""
+        """Note that a signal came; Ctrl-C once more ends the process at once."""
         self.told = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check(self) -> None:
         """Return while there is time left.
@@ -318,7 +346,7 @@ def _compute(planned: PlannedStage, folder: Folder, running: Running) -> StageEn
     }
     return StageEntry(
         title=planned.title[:300], spec=planned.spec.model_dump(mode="json"), payload=outcome.payload,
-        environment=made_in(outcome), artifacts=files,
+        environment=made_in(outcome, planned.spec.execution.device), artifacts=files,
         device_seconds=held if outcome.seconds is None else outcome.seconds,
     )  # fmt: skip
 
@@ -380,7 +408,8 @@ def main(argv: list[str] | None = None) -> int:
     began = time.monotonic()
     budget = Budget(began + options.budget_seconds)
     keep_freed_memory()
-    signal.signal(signal.SIGTERM, budget.tell)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, budget.tell)
     try:
         asked, planned = _planned(options)
         stages = columns(planned, options.only)
@@ -390,7 +419,7 @@ def main(argv: list[str] | None = None) -> int:
         _require_place(options.out)
         folder = Folder(options.folder or options.out.with_name(options.out.name + ".folder"))
         for earlier in options.resume:
-            folder.take(earlier)
+            _take(earlier, folder, planned)
     except (GauntletError, ValidationError) as error:
         faults = error.errors() if isinstance(error, ValidationError) else []
         said = (
@@ -408,6 +437,23 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\n{table(planned, contents.stages)}\n")
         seconds = time.monotonic() - began
         print(f"{len(contents.stages)} of {len(planned.ordered)} stages, {seconds:.0f} s, in {options.out}")
+
+
+def _take(earlier: Path, folder: Folder, planned: Plan) -> None:
+    """Take over what an earlier file has of this run, and say how much that is.
+
+    Raises:
+        SpecError: nothing, though the file has results.
+    """
+    taken = folder.take(earlier)
+    mine = taken & planned.stages.keys()
+    if taken and not mine:
+        (execution,) = {stage.spec.execution.model_dump_json() for stage in planned.ordered[:1]}
+        raise SpecError(
+            f"--resume {earlier}: none of its {len(taken)} stages is of this run, which has another suite, dataset, "
+            f"seeds or execution; this run's is {execution}"
+        )
+    print(f"{len(mine)} of the {len(taken)} stages of {earlier} are of this run", flush=True)
 
 
 def _require_place(out: Path) -> None:

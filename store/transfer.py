@@ -13,12 +13,11 @@ from sqlalchemy.orm import Session
 from core import bundle
 from core.bundle import Bundle, BundleError, CarriedModel, FileEntry, JobEntry, Manifest, StageEntry
 from core.canonical import digest
-from core.stages import DESCRIPTIONS
 from store import idempotency, jobs, lost, stages
 from store.artifacts import ArtifactStore
-from store.database import Database, db_now
+from store.database import Database, chunks, db_now
 from store.jobs import Submission
-from store.models import Artifact, Attempt, Job, Result, Stage, StageArtifact, StageState
+from store.models import Artifact, Attempt, Job, Result, Stage, StageArtifact, StageParent, StageState
 from store.stages import StoredArtifact
 
 CARRIED = tuple(kind.model_fields["kind"].default for kind in bundle.ORDER)
@@ -64,8 +63,15 @@ def export(
     if not manifest.stages:
         raise BundleError(f"nothing of {f'job {job}' if job else f'the suite {suite}'} has finished here")
     leave_out = [name for name, wanted in zip(bundle.LARGE, (weights, examples), strict=True) if not wanted]
-    number = bundle.write(path, manifest, store.get, leave_out)
-    return {"jobs": len(manifest.jobs), "stages": len(manifest.stages), "artifacts": number}
+    with database.read() as session:
+        absent = _not_here(session, manifest)
+    number = bundle.write(path, manifest, store.get, leave_out, absent)
+    wanted = {
+        file.sha256 for stage in manifest.stages.values() for name, file in stage.artifacts.items()
+        if name not in leave_out
+    }  # fmt: skip
+    counts = {"jobs": len(manifest.jobs), "stages": len(manifest.stages), "artifacts": number}
+    return {**counts, "left behind": len(absent & wanted)} if absent & wanted else counts
 
 
 def _manifest(session: Session, suite: str | None, job: int | None) -> Manifest:
@@ -75,7 +81,7 @@ def _manifest(session: Session, suite: str | None, job: int | None) -> Manifest:
     found: dict[str, StageEntry] = {}
     for row in session.scalars(query).all():
         every = [stage for stage, _ in jobs.stages_of(session, row.id)]
-        finished = {stage.key: stage for stage in every if _is_carried(stage)}
+        finished = _whole(session, [stage for stage in every if _is_carried(stage)])
         if not finished:
             continue
         found |= {key: _stage_entry(session, stage) for key, stage in finished.items() if key not in found}
@@ -86,6 +92,27 @@ def _manifest(session: Session, suite: str | None, job: int | None) -> Manifest:
 
 def _is_carried(stage: Stage) -> bool:
     return stage.state == StageState.SUCCEEDED and stage.kind in CARRIED
+
+
+def _whole(session: Session, finished: Sequence[Stage]) -> dict[str, Stage]:
+    """Return key -> stage of those, parents first, all of whose parents are carried too; a withdrawn one is not."""
+    parents: dict[int, set[int]] = {}
+    for chunk in chunks([stage.id for stage in finished]):
+        query = select(StageParent.stage_id, StageParent.parent_id).where(StageParent.stage_id.in_(chunk))
+        for stage_id, parent_id in session.execute(query):
+            parents.setdefault(stage_id, set()).add(parent_id)
+    kept: dict[int, Stage] = {}
+    for stage in finished:
+        if parents.get(stage.id, set()) <= kept.keys():
+            kept[stage.id] = stage
+    return {stage.key: stage for stage in kept.values()}
+
+
+def _not_here(session: Session, manifest: Manifest) -> set[str]:
+    """Return the sha256 of artifacts that an import left behind."""
+    named = {file.sha256 for stage in manifest.stages.values() for file in stage.artifacts.values()}
+    kept = (select(Artifact.sha256).where(Artifact.sha256.in_(chunk)) for chunk in chunks(sorted(named)))
+    return named - {sha256 for query in kept for sha256 in session.scalars(query)}
 
 
 def _origin() -> dict[str, Any]:
@@ -140,6 +167,8 @@ def import_file(database: Database, store: ArtifactStore, path: Path) -> Importe
         ImportConflict: a stage has another result here, or is being computed here now.
     """
     found = bundle.read(path)
+    if not found.specs:
+        raise BundleError(f"{path} holds no finished stage; run what wrote it to the end, or further")
     with database.read() as session:
         _refuse_conflicts(session, found)
     for data in found.artifacts.values():  # before any row refers to them; without rows they are garbage to collect
@@ -182,16 +211,10 @@ def _refuse_conflicts(session: Session, found: Bundle) -> None:
 
 
 def _difference(session: Session, row: Stage, entry: StageEntry) -> str | None:
-    """Return in what the file's result of a stage differs from the one here; descriptions and pictures are none."""
+    """Return in what the file's result of a stage differs from the one here."""
     result = session.get_one(Result, row.id)
-    for name in ("n", "n_correct"):
-        if result.payload.get(name) != entry.payload.get(name):
-            return f"{name} is {result.payload.get(name)} here and {entry.payload.get(name)} in the file"
     here = {name: file.sha256 for name, file in _left_out(result).items()} | _artifacts(session, row.id)
-    for name, file in entry.artifacts.items():
-        if name not in DESCRIPTIONS and here.get(name, file.sha256) != file.sha256:
-            return f"the {name} have the sha256 {here[name][:12]} here and {file.sha256[:12]} in the file"
-    return None
+    return bundle.difference(result.payload, here, entry)
 
 
 def _artifacts(session: Session, stage_id: int) -> dict[str, str]:
@@ -204,7 +227,7 @@ def _import_job(session: Session, found: Bundle, job: JobEntry) -> int:
     said = job.model_dump(mode="json", exclude={"planned"})  # which came later: the name has to stay what it was
     named = f"import:{digest([found.sha256, said])}"
     before = idempotency.known(session, named)
-    if before is not None and before.job_id is not None:
+    if before is not None and before.job_id is not None and len(_known(session, job.stages)) == len(job.stages):
         return before.job_id
     plan = found.plan(job)
     tags = list(dict.fromkeys([*job.tags, IMPORTED]))[-20:]
@@ -213,7 +236,8 @@ def _import_job(session: Session, found: Bundle, job: JobEntry) -> int:
     _refuse_conflicts(session, found)  # again: until now, workers may have gone on
     for planned in plan.ordered:
         _succeed(session, found, planned.key)
-    idempotency.remember(session, named, found.sha256, job_id)
+    if before is None:
+        idempotency.remember(session, named, found.sha256, job_id)
     return job_id
 
 
@@ -239,7 +263,7 @@ def _succeed(session: Session, found: Bundle, key: str) -> None:
     behind = {name: file.model_dump() for name, file in entry.artifacts.items() if name not in here}
     origin = {IMPORTED: {**found.manifest.origin, "file": found.sha256}, **({LEFT_OUT: behind} if behind else {})}
     stored = [_stored(name, file) for name, file in here.items()]
-    environment = {**entry.environment, **origin}
+    environment = {**{name: value for name, value in entry.environment.items() if name != LEFT_OUT}, **origin}
     lost.succeed(session, claimed.id, claimed.fence, entry.payload, environment, stored)
     session.execute(update(Stage).where(Stage.id == claimed.id).values(device_seconds=entry.device_seconds))
 

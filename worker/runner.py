@@ -136,7 +136,7 @@ class StageRunner:
         spec = _planned(claim)
         outcome = spec.run(StageContext(self, claim, watch))
         watch.add_line(f"done in {time.monotonic() - began:.1f} s: {outcome.payload}")
-        return Finding(claim.key, claim.fence, outcome, made_in(outcome))
+        return Finding(claim.key, claim.fence, outcome, made_in(outcome, spec.execution.device))
 
     def _stopped(self, claim: Claim, watch: Watch, stop: Interrupted) -> list[Bell]:
         watch.add_line(f"stopped: {stop.reason}")

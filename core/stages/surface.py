@@ -53,6 +53,13 @@ class Surface(Stage):
         """Return the values of t1 and of t2."""
         return [float(self.reach * i / (self.points - 1)) for i in range(self.points)]
 
+    def frame(self, dataset: str, n: int) -> dict[str, Any]:
+        """Return what the values say of what was looked at, beside what was found there."""
+        return {
+            "dataset": dataset, "n": n, "direction": self.direction.label(), "across": self.across, "clip": self.clip,
+            "steps": self.path and self.path.label(), "t": self.ticks,
+        }  # fmt: skip
+
     def run(self, context: Context) -> Outcome:
         """Return mean loss and accuracy at every point, and along the path, as JSON."""
         from core.portions import Portion
@@ -65,10 +72,8 @@ class Surface(Stage):
             model, images, labels, plane, self.path, self.execution,
             smoothing=spec.defense.label_smoothing, monitor=context.monitor, portion=portion,
         )  # fmt: skip
-        values: dict[str, Any] = {
-            "dataset": spec.dataset, "n": len(labels), "direction": self.direction.label(), "across": self.across,
-            "clip": self.clip, "steps": self.path and self.path.label(), "t": self.ticks, "loss": found.loss,
-            "accuracy": found.accuracy, "path": found.path,
+        values = {
+            **self.frame(spec.dataset, len(labels)), "loss": found.loss, "accuracy": found.accuracy, "path": found.path,
         }  # fmt: skip
         payload = {
             "dataset": spec.dataset,

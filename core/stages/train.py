@@ -51,6 +51,11 @@ class Train(Stage):
         return digest({name: value for name, value in self.canonical().items() if name not in ("seed", "execution")})
 
     @property
+    def counted(self) -> dict[str, Any]:
+        """The part of its result that the spec decides: the number of iterations, and of passes per example."""
+        return {"iterations": self.training.iterations, "passes_per_example": self.defense.passes()._asdict()}
+
+    @property
     def flop(self) -> float:
         """Floating-point operations of the whole training, by the defense's own count of passes."""
         examples = self.training.iterations * self.training.batch_size
@@ -85,11 +90,7 @@ class Train(Stage):
 
         trained = _from_newest(context, attempt)
         last = trained.curve[-1] if trained.curve else {}
-        payload = {
-            "iterations": self.training.iterations,
-            "last_losses": last,
-            "passes_per_example": self.defense.passes()._asdict(),
-        }
+        payload = {**self.counted, "last_losses": last}
         curve = json.dumps(trained.curve).encode()
         weights = weights_to_bytes(trained.weights)
         artifacts = {WEIGHTS: ("application/x-safetensors", weights), CURVE: ("application/json", curve)}

@@ -98,6 +98,11 @@ def _other_grid(manifest: dict[str, Any], members: dict[str, bytes]) -> None:
     replaced(manifest, members, entry(manifest, "surface"), "surface", lambda old: {**old, "loss": better})
 
 
+def _axis(manifest: dict[str, Any], members: dict[str, bytes]) -> None:
+    further = lambda old: {**old, "t": [10 * t for t in old["t"]]}  # noqa: E731
+    replaced(manifest, members, entry(manifest, "surface"), "surface", further)
+
+
 def _curve(manifest: dict[str, Any], members: dict[str, bytes]) -> None:
     replaced(manifest, members, entry(manifest, "train"), "curve", lambda old: [{k: 2 * v for k, v in old[0].items()}])
 
@@ -139,6 +144,7 @@ def test_it_goes_on_from_a_file_without_weights(out: Path, tmp_path: Path, capsy
     drawn = [key for key, spec in bundle.read(out).specs.items() if spec.kind == "draw"]
     for key in drawn:
         (tmp_path / "folder" / "stages" / f"{key}.json").unlink()
+    del folder  # and with it its lock
     assert run_to(tmp_path / "again.zip", "--folder", str(tmp_path / "folder")) == 0
     assert "train" not in capsys.readouterr().out
     values = lambda file: {key: found[1]["values"] for key, found in results(file).items() if key in drawn}  # noqa: E731
@@ -155,9 +161,10 @@ def test_it_goes_on_from_a_file_without_weights(out: Path, tmp_path: Path, capsy
         (_grid, "has not 3 x 3 finite losses and accuracies"),
         (_nan, "has not 3 x 3 finite losses and accuracies"),
         (_other_grid, "draw surfaces of natural H.* shows other values than its parts found"),
+        (_axis, r"says t \[0.0, 2.0, 4.0\] where its spec says \[0.0, 0.2, 0.4\]"),
         (_curve, "draw curves of natural H.* shows other values than its parts found"),
         (_caption, "shows other values than its parts found"),
-        (_form, "has a 'exe', which no drawing has"),
+        (_form, "has a 'exe', which no result of its kind has"),
         (_predictions, "cannot be made of what its parts found: KeyError"),
         (_values, "names no values"),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from core import provenance
+from core.stages.base import Outcome
 
 
 @pytest.fixture
@@ -34,3 +35,16 @@ def test_a_checkout_says_it_itself_and_whether_files_differ(checkout: Path, monk
     assert clean is not None and len(clean) == 40
     file.write_text("changed")
     assert provenance.commit() == clean + "+changes"
+    file.write_text("")
+    assert provenance.commit() == clean
+    (checkout / "core").mkdir()
+    (checkout / "core" / "new_kind.py").write_text("")
+    assert provenance.commit() == clean + "+changes", "a kind is there as soon as its file is"
+
+
+def test_a_processor_beside_a_gpu_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(provenance, "device_class", lambda: "cuda")
+    monkeypatch.setattr(provenance, "environment", lambda: {"device": "a GPU", "torch": "2"})
+    made = {device: provenance.made_in(Outcome({}), device) for device in ("cpu", "cuda")}
+    assert made["cuda"] == {"device": "a GPU", "torch": "2", "seconds": None}
+    assert made["cpu"] == {**made["cuda"], "device": provenance.processor_name()}

@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import torch
 from core import bundle, run
 from core.bundle import BundleError, Manifest, StageEntry
 from core.errors import ArtifactCorrupt
+from core.stages import STAGE
 from core.stages.train import Train
 from tests.core.test_portions import memory_for
 
@@ -23,7 +27,7 @@ LITTLE: dict[str, Any] = {
     "name": "little", "kind": "benchmark", "dataset": "mnist-mini", "training": {"iterations": 4, "batch_size": 4},
     "defenses": [{"kind": "natural"}, {"kind": "e2sad"}],
     "attacks": [{"kind": "none"}, {"kind": "fgsm"}], "substitutes": ["natural H"], "transfer": [{"kind": "fgsm"}],
-    "limit": 13, "description": "Twelve stages.",
+    "limit": 13, "description": "Nine stages.",
 }  # fmt: skip
 
 
@@ -200,6 +204,71 @@ def test_bytes_that_do_not_come_again_are_no_continuation(out: Path, tmp_path: P
     assert run_to(tmp_path / "again.zip", "--resume", str(changed)) == 1
 
 
+def test_files_of_two_machines_are_not_mixed(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The same stages, computed there to other bits: what came first stays, and nothing of the other comes in."""
+
+    def elsewhere(manifest: Any, _: Any) -> None:
+        for entry in manifest["stages"].values():
+            if entry["spec"]["kind"] == "train":
+                entry["artifacts"]["weights"]["sha256"] = "0" * 64
+
+    other = rewritten(out, tmp_path / "other.zip", elsewhere)
+    assert run_to(tmp_path / "both.zip", "--resume", str(out), str(other)) == 1
+    said = capsys.readouterr().err
+    assert f"{other} is of another run: train natural H" in said and "the weights have the sha256" in said
+    assert not (tmp_path / "both.zip").exists()
+
+
+def test_a_file_of_another_run_is_refused(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run_to(tmp_path / "new.zip", "--resume", str(out), "--threads", "2") == 1
+    said = capsys.readouterr().err
+    assert "none of its 9 stages is of this run" in said and '"threads":2' in said
+
+
+def test_two_runs_in_one_folder_take_turns(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    held = run.Folder(tmp_path / "folder")
+    assert run_to(tmp_path / "new.zip", "--folder", str(tmp_path / "folder"), "--resume", str(out)) == 1
+    assert "another run works in" in capsys.readouterr().err
+    del held
+    assert run_to(tmp_path / "new.zip", "--folder", str(tmp_path / "folder"), "--resume", str(out)) == 0
+    assert "9 of the 9 stages" in capsys.readouterr().out
+
+
+def test_a_stage_whose_file_cannot_be_read_is_computed_again(out: Path, tmp_path: Path):
+    folder = tmp_path / "folder"
+    assert run_to(tmp_path / "new.zip", "--folder", str(folder), "--resume", str(out)) == 0
+    next(folder.glob("stages/*.json")).write_bytes(b"{")
+    assert run_to(tmp_path / "again.zip", "--folder", str(folder)) == 0
+    assert results(tmp_path / "again.zip") == results(out)
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_ctrl_c_keeps_what_there_is(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None):
+    """The first is an order to stop, as SIGTERM is; the second ends the process."""
+    finish = run._finished
+
+    def interrupted(planned: Any, *more: Any) -> StageEntry:
+        if planned.spec.kind == "craft":
+            os.kill(os.getpid(), signal.SIGINT)
+        return finish(planned, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_finished", interrupted)
+        assert run_to(tmp_path / "new.zip") == run.CUT_SHORT
+        assert 0 < len(results(tmp_path / "new.zip")) < len(results(out))
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert run_to(tmp_path / "new.zip") == 0
+    assert results(tmp_path / "new.zip") == results(out)
+
+
 class TestFailures:
     """One stage that cannot be computed costs what needs it, and nothing else."""
 
@@ -364,6 +433,15 @@ class TestRefusals:
             ("weights", "names no weights"),
             ("kind", "this code knows no such stage"),
             ("media type", "artifacts.correct.media_type: String should match pattern"),
+            ("whole number", "is over 13 images"),
+            ("iterations", "its result's iterations are not those of its spec"),
+            ("passes", "its result's passes_per_example are not those of its spec"),
+            ("environment", "environment: Value error, seconds is 'soon'"),
+            ("origin", "origin: Value error, host is"),
+            ("stranger", "has a 'extra', which no result of its kind has"),
+            ("bomb", "bytes are too many for its curve"),
+            ("longer", "which its spec does not ask for"),
+            ("two ways", "was executed in several ways"),
         ],
     )
     def test_altered(self, out: Path, tmp_path: Path, change: str, said: str):
@@ -456,6 +534,24 @@ def unknown_kind(manifest: Any, _: Any) -> None:
     first(manifest, "craft")[1]["spec"]["kind"] = "dream"
 
 
+def in_training(where: str, **values: Any) -> Any:
+    return lambda manifest, _: first(manifest, "train")[1][where].update(values)
+
+
+def ask_for_more(manifest: Any, _: Any) -> None:
+    manifest["jobs"][0]["spec"]["training"]["iterations"] = 30_000
+
+
+def in_two_ways(manifest: Any, _: Any) -> None:
+    """Let the evaluations be those of another number of threads."""
+    for key in [key for key, entry in manifest["stages"].items() if entry["spec"]["kind"] == "evaluate"]:
+        entry = manifest["stages"].pop(key)
+        entry["spec"]["execution"]["threads"] = 7
+        other = STAGE.validate_python(entry["spec"]).identity()
+        manifest["stages"][other] = entry
+        manifest["jobs"][0]["stages"] = [other if one == key else one for one in manifest["jobs"][0]["stages"]]
+
+
 ALTERATIONS: dict[str, Any] = {
     "count": alter_payload("n_correct", 1),
     "n": alter_payload("n", 1),
@@ -478,6 +574,17 @@ ALTERATIONS: dict[str, Any] = {
     "media type": lambda manifest, _: first(manifest, "evaluate")[1]["artifacts"]["correct"].update(
         media_type="text/html\r\nSet-Cookie: a=b"
     ),
+    "whole number": lambda manifest, _: first(manifest, "evaluate")[1]["payload"].update(n=13.0),
+    "iterations": in_training("payload", iterations=30_000),
+    "passes": in_training("payload", passes_per_example={"forward": 1, "input_backward": 0, "full_backward": 0}),
+    "environment": in_training("environment", seconds="soon"),
+    "origin": lambda manifest, _: manifest["origin"].update(host=["x"]),
+    "stranger": lambda manifest, _: first(manifest, "train")[1]["artifacts"].update(
+        extra=first(manifest, "train")[1]["artifacts"]["curve"]
+    ),
+    "bomb": lambda manifest, _: first(manifest, "train")[1]["artifacts"]["curve"].update(size=2**29),
+    "longer": ask_for_more,
+    "two ways": in_two_ways,
 }
 
 

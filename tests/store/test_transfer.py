@@ -15,8 +15,8 @@ from core.bundle import BundleError
 from core.errors import ArtifactCorrupt, SpecError
 from core.stages.base import Finished
 from core.suites import suites
-from store import figures, jobs, results, stages
-from store.admin import doctor
+from store import figures, jobs, lost, results, stages
+from store.admin import doctor, recompute
 from store.artifacts import ArtifactStore, open_store
 from store.database import Database
 from store.figures import FigureFilters
@@ -234,6 +234,66 @@ def test_out_of_one_service_into_another(
         export(other, elsewhere, again, suite=None, job=done.jobs[0])
     first, last = bundle.read(carried).manifest.stages, bundle.read(again).manifest.stages
     assert {key: entry.artifacts for key, entry in first.items()} == {k: entry.artifacts for k, entry in last.items()}
+
+
+def test_what_was_withdrawn_comes_in_again(database: Database, store: ArtifactStore, file: Path):
+    """The natural way back after bytes are lost, where nobody here can compute them."""
+    job = import_file(database, store, file).jobs
+    key = next(key for key, spec in bundle.read(file).specs.items() if spec.kind == "evaluate")
+    recompute(database, key)
+    again = import_file(database, store, file)
+    assert (again.stages, again.known) == (1, len(bundle.read(file).specs) - 1)
+    with database.read() as session:
+        found = stages.by_key(session, key)
+        assert found is not None and found.state == "succeeded"
+    assert import_file(database, store, file).jobs == job, "whose stages all stand again"
+    assert doctor(database, store) == []
+
+
+def test_what_stands_without_its_parent_stays_here(
+    database: Database, store: ArtifactStore, file: Path, tmp_path: Path
+):
+    import_file(database, store, file)
+    with database.write() as session:
+        train = session.scalars(select(Stage.id).where(Stage.kind == "train").order_by(Stage.id)).first()
+        lost.withdraw(session, [train or 0], "altered")
+    written = export(database, store, tmp_path / "part.zip", suite="carried", job=None)
+    kept = bundle.read(tmp_path / "part.zip").specs
+    assert 0 < len(kept) == written["stages"] < len(bundle.read(file).specs) - 1
+
+
+def test_weights_that_are_not_here_stay_behind(database: Database, store: ArtifactStore, file: Path, tmp_path: Path):
+    import_file(database, store, file)
+    counted = export(database, store, tmp_path / "whole.zip", suite="carried", job=None, weights=True)
+    assert counted["left behind"] == 2
+    again = bundle.read(tmp_path / "whole.zip")
+    assert {key: entry.artifacts for key, entry in again.manifest.stages.items()} == {
+        key: entry.artifacts for key, entry in bundle.read(file).manifest.stages.items()
+    }
+
+
+def test_a_file_of_nothing_is_no_job(database: Database, store: ArtifactStore, tmp_path: Path):
+    nothing = tmp_path / "carried.zip"
+    begun = ["--suite", "carried", "--device", "cpu", "--threads", "1", "--budget-seconds", "0", "--out", str(nothing)]
+    assert run.main(begun) == run.CUT_SHORT
+    with pytest.raises(BundleError, match="holds no finished stage"):
+        import_file(database, store, nothing)
+
+
+def test_figures_that_cuda_computed_are_carried(
+    database: Database, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """Drawn without a device, beside stages of one. Figure 2 has no other, so that no CUDA is needed to see it."""
+    illustrated = {"name": "carried", "kind": "figure", "dataset": "mnist-mini", "figures": [{"kind": "illustration"}]}
+    monkeypatch.setitem(suites(), "carried", illustrated)
+    monkeypatch.setattr(run, "require_device", lambda device: None)
+    out = tmp_path / "carried.zip"
+    assert run.main(["--suite", "carried", "--device", "cuda", "--out", str(out)]) == 0
+    done = import_file(database, store, out)
+    assert done.stages == 1
+    with database.read() as session:
+        job = jobs.by_id(session, done.jobs[0])
+        assert job is not None and job.state == "succeeded"
 
 
 def test_figures_are_carried(
