@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.attacks.base import Attack
 from core.datasets import DATASETS
 from core.datasets.base import Dataset
 from core.defenses.e2sad import E2SAD
@@ -28,6 +29,8 @@ class Asked:
     """Each recipe's label and a model of it, of any seed; two recipes may have one label."""
     images: int | None = None
     """Test images of each evaluation, None where nothing is evaluated."""
+    attacks: Sequence[Attack] = field(default_factory=list[Attack])
+    """What the models were attacked with."""
     figures: Sequence[Figure] = field(default_factory=list[Figure])
 
 
@@ -38,7 +41,8 @@ def of_plan(planned: Plan) -> Asked:
         models.setdefault(model.train.recipe, (model.label, model.train))
     images = max((stage.images for stage in planned.ordered if stage.evaluation), default=None)
     figures = [stage.spec.figure for stage in planned.ordered if isinstance(stage.spec, Draw)]
-    return Asked(planned.dataset, list(models.values()), images, figures)
+    attacks = {id(stage.evaluation.attack): stage.evaluation.attack for stage in planned.ordered if stage.evaluation}
+    return Asked(planned.dataset, list(models.values()), images, list(attacks.values()), figures)
 
 
 def protocol_of(dataset: str) -> Dataset:
@@ -59,6 +63,7 @@ def beside(asked: Asked) -> list[str]:
     whose = "the paper's" if theirs.in_paper else f"{theirs.title}'s own"
     return [
         *of_models(asked.models),
+        *dict.fromkeys(f"{attack.label()}: {said}" for attack in asked.attacks if (said := attack.caution())),
         *_of_paths(asked.figures),
         *(f"not {whose} protocol: {line}" for line in reductions(asked)),
     ]

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 COLUMNS = 4
 PATH = "#D55E00"
 T1, T2, LOSS = "t1 (pixel units)", "t2 (pixel units)", "mean loss (nats)"
+T2_OF_PATH = "t2 (lengths of g1)"
+"""g2 leads to x2, and has no signs: some pixels move further than t2."""
 
 
 def surfaces(values: dict[str, Any]) -> Figure:
@@ -120,7 +122,7 @@ def _from_above(axes: Axes, model: dict[str, Any], top: float) -> None:
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
         )  # fmt: skip
     low = min(0.0, *(p["t2"] for p in path)) * 1.3
-    axes.set(xlabel=T1, ylabel=T2, ylim=(low, max(model["t"][-1], *(p["t2"] for p in path))))
+    axes.set(xlabel=T1, ylabel=T2_OF_PATH, ylim=(low, max(model["t"][-1], *(p["t2"] for p in path))))
     axes.figure.colorbar(shown, ax=axes, label=LOSS, format="%.3g")
 
 

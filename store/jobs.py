@@ -306,6 +306,15 @@ _IMAGES_OF = (
     .join(JOB_STAGES, JOB_STAGES.c.stage_id == EVALUATIONS.c.stage_id)
     .where(JOB_STAGES.c.job_id == bindparam("job"))
 )
+_FIRST_OF_ATTACK = (
+    select(func.min(EVALUATIONS.c.stage_id))
+    .join(JOB_STAGES, JOB_STAGES.c.stage_id == EVALUATIONS.c.stage_id)
+    .where(JOB_STAGES.c.job_id == bindparam("job"))
+    .group_by(EVALUATIONS.c.attack_id)
+)
+_ATTACKS_OF = (
+    select(EVALUATIONS.c.attack).where(EVALUATIONS.c.stage_id.in_(_FIRST_OF_ATTACK)).order_by(EVALUATIONS.c.stage_id)
+)
 _SPECS = select(STAGES.c.id, STAGES.c.spec).where(STAGES.c.id.in_(_IDS))
 _MODELS_OF = (
     select(STAGES.c.key, STAGES.c.spec, JOB_MODELS.c.recipe, JOB_MODELS.c.label, JOB_MODELS.c.role, STAGES.c.seed)
@@ -353,6 +362,11 @@ def specs(session: Session, stage_ids: Sequence[int]) -> list[dict[str, Any]]:
 def images_of(session: Session, job_id: int) -> int | None:
     """Return how many test images a job's evaluations look at; None where it has none."""
     return session.scalar(_IMAGES_OF, {"job": job_id})
+
+
+def attacks_of(session: Session, job_id: int) -> list[dict[str, Any]]:
+    """Return the attacks of a job's evaluations, each once."""
+    return list(session.scalars(_ATTACKS_OF, {"job": job_id}))
 
 
 _UNFINISHED_PARENTS = (

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from core.attacks import ATTACK
 from core.datasets import DATASETS
 from core.figures import FIGURE
 from core.protocol import Asked
@@ -42,6 +43,7 @@ def _asked_of(session: Session, job_id: int, rows: Sequence[Stage], models: Sequ
         rows[0].dataset,
         list(recipes.values()),
         jobs.images_of(session, job_id) if any(row.kind == "evaluate" for row in rows) else None,
+        [ATTACK.validate_python(attack) for attack in jobs.attacks_of(session, job_id)],
         [FIGURE.validate_python(spec["figure"]) for spec in jobs.specs(session, drawn)] if drawn else [],
     )
 
@@ -61,7 +63,8 @@ def asked_of_matrix(session: Session, found: Matrix) -> Asked | None:
     rows = session.execute(select(Stage.recipe, Stage.spec).where(Stage.id.in_(first)))
     try:
         trains = {str(recipe): _train(json.dumps(spec)) for recipe, spec in rows}
+        attacks = [ATTACK.validate_python(axis.attack) for axis in found.rows if axis.attack]
     except ValidationError:
         return None
     models = [(label, trains[recipe]) for recipe, label in reversed(names.items()) if recipe in trains]
-    return Asked(found.scope.dataset, models, found.scope.image_limit)
+    return Asked(found.scope.dataset, models, found.scope.image_limit, attacks)

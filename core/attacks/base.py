@@ -120,6 +120,10 @@ class Attack(Kind, ABC):
         """Return the largest change of a pixel, in pixel units; None where the attack bounds something else."""
         return None
 
+    def caution(self) -> str | None:
+        """Return why what withstands this attack is to be read with care, or None."""
+        return None
+
     def in_box(self) -> bool:
         """Return whether the result is promised to lie in [0, 1]."""
         return True

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from core import losses
 from core.attacks.base import GradientAttack, Oracle, ascend, ball
-from core.fields import Flag, Pixels, Seed
+from core.fields import Flag, Pixels, Seed, format_pixels
 from core.passes import Passes
 from core.random import fold, uniform
 
@@ -48,6 +48,13 @@ class PGD(GradientAttack):
         if self.seed and not self.random_start:
             return "seed", "seed is that of the random start: leave it out, or give random_start"
         return None
+
+    def caution(self) -> str | None:
+        """Return that the steps end before the ball does."""
+        reach = self.steps * self.step_size
+        if reach >= self.eps:
+            return None
+        return f"its {self.steps} steps of {format_pixels(self.step_size)} reach {format_pixels(reach)}, less than eps"
 
     def run(self, images: Tensor, oracle: Oracle) -> Tensor:
         """Return, per example, the worst of `restarts` runs: robust means that every run failed."""

@@ -37,7 +37,7 @@ class PathFigure(Figure):
     path: E2SAD | None = None
     """Whose two steps are taken; left out, those of each model that is e2SAD's, and e2SAD's defaults on the others."""
     reach: Reach | None = None
-    """Largest t1 and t2, in pixel units; left out, 4/3 of the dataset's usual radius: 0.4 on MNIST."""
+    """Largest t1, in pixel units, and t2, in lengths of g1; left out, 4/3 of the usual radius: 0.4 on MNIST."""
     points: Points = 21
     """Values of t1, and of t2, evenly spaced from 0 to `reach`."""
     clip: Flag = True

@@ -26,7 +26,7 @@ class Surface(Stage):
     across: Literal["random", "path"] = "random"
     """g2, orthogonal to g1: random signs, or the direction that brings the end of `path` into the plane."""
     reach: Reach = Fraction(2, 5)
-    """Largest t1 and t2, in pixel units."""
+    """Largest t1 and t2, in pixel units; t2 in lengths of g1 where g2 leads to the end of `path`."""
     points: Points = 21
     """Values of t1, and of t2, evenly spaced from 0 to `reach`."""
     path: E2SAD | None = None

@@ -132,6 +132,16 @@ class TestShape:
         (said,) = (line for line in house.get(WHITEBOX)["cautions"] if "ill-conditioned" in line)
         assert said in planned, "in the same words as before it ran"
 
+    def test_an_attack_whose_steps_end_before_its_ball_does_is_told(self, house: House):
+        """With too short a path PGD finds little, which looks like robustness."""
+        short, long = ({"kind": "pgd", "steps": steps, "random_start": False} for steps in (10, 30))
+        body = {**LITTLE, "attacks": [short, long], "transfer": [short]}
+        said = "PGD eps=0.3 k=10 no random start: its 10 steps of 0.01 reach 0.1, less than eps"
+        planned = house.plan(body)["cautions"]
+        job = house.post(body)
+        for found in (planned, job["cautions"], *(house.get(matrix)["cautions"] for matrix in (WHITEBOX, BLACKBOX))):
+            assert [line for line in found if line.startswith("PGD")] == [said]
+
     def test_models_of_a_kind_that_is_not_installed_any_more_are_said(self, house: House):
         """What is known against them, and how they differ from the protocol, only their package can tell."""
         job = house.post(LITTLE)
