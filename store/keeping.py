@@ -43,7 +43,7 @@ def reap(session: Session, stage_id: int, max_losses: int) -> list[Bell]:
         return []
     if not events.lock_all_jobs_now(session, stage_id):
         return []
-    return stages.take_back(session, row, max_losses, f"worker {row.lease_owner} stopped renewing its lease")
+    return stages.end_as_lost(session, row, max_losses, f"worker {row.lease_owner} stopped renewing its lease")
 
 
 def _lock_all_below_now(session: Session, stage_id: int) -> bool:

@@ -148,7 +148,7 @@ def _block(session: Session, children: Sequence[int], reason: str) -> None:
     error = {"cause": "parent", "message": f"it waits for a stage that runs again: {reason}"}
     for child in _rows(session, running, children):
         state = StageState.CANCELLED if child.cancel_requested else StageState.BLOCKED
-        stages.take(session, child.id, child.fence, state, error)
+        stages.revoke(session, child.id, child.fence, state, error)
     for chunk in chunks(children):
         session.execute(
             update(Stage)

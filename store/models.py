@@ -130,8 +130,10 @@ class Stage(Base):
     lease_owner: Mapped[str | None] = mapped_column(String(64))
     lease_expires: Mapped[float | None] = mapped_column(Float)
     not_before: Mapped[float] = mapped_column(Float, default=0.0)
-    """Of a ready stage: since when it may run, or from when; 0 where it was ready before this was noted."""
+    """When a ready stage may first be claimed: when it became ready, or the end of its backoff; 0 in rows older
+    than this rule."""
     announced_at: Mapped[float] = mapped_column(Float, default=0.0)
+    """When its bell was last rung."""
     cancel_requested: Mapped[bool] = mapped_column(default=False)
     failures: Mapped[int] = mapped_column(Integer, default=0)
     losses: Mapped[int] = mapped_column(Integer, default=0)

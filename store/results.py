@@ -100,7 +100,8 @@ class Cell:
 
     sums: Sums = Sums()
     independent: int | None = None
-    """Of the finished seeds, how many repeat each other; None for all, as where no two share a model."""
+    """Independent repetitions behind the finished seeds: the smaller of the numbers of targets and of substitutes; None
+    where every seed is one, as where no two share a model."""
     counts: list[SeedCount] = field(default_factory=list[SeedCount])
     """One per finished seed, where the table is small enough to list them."""
     missing: list[str] = field(default_factory=list[str])
@@ -261,7 +262,7 @@ def self_strength(session: Session, filters: Filters, scope: Scope) -> dict[str,
 
 
 def stamp(session: Session) -> tuple[Any, ...]:
-    """Return what is another value after any change that a matrix could show, and cheap to ask for.
+    """Return a version of the results: another value after any change that a matrix could show, and cheap to ask for.
 
     Every change of a stage is told to a live job, whose `last_event` grows; jobs only ever come, and end once. A result
     is withdrawn whether or not a job lives that wants it.
@@ -304,7 +305,7 @@ _SCOPE = (Evaluation.dataset, Evaluation.device, Evaluation.image_limit)
 
 
 def _scopes(session: Session) -> list[Scope]:
-    """Return every scope in order: from each, one step through the index leads to the next."""
+    """Return every scope in order, by a loose index scan: from each, one step through the index leads to the next."""
     found: list[Scope] = []
     step = select(*_SCOPE).order_by(*_SCOPE).limit(1)
     row = session.execute(step).one_or_none()

@@ -133,6 +133,8 @@ def is_held(stage_id: Any, fence: Any) -> Any:
     return and_(STAGES.c.id == stage_id, STAGES.c.fence == fence, STAGES.c.state == StageState.RUNNING)
 
 
+# Of an UPDATE below, a parameter that is named like a column is SET (state, error, failures, losses, fence); what is
+# only compared has another name, as the fence that is held has.
 _STAGE, _FENCE = bindparam("stage"), bindparam("under")
 _BEST = (
     select(STAGES.c.id)
@@ -367,11 +369,11 @@ def fail(session: Session, stage_id: int, fence: int, error: dict[str, Any], *, 
     if not final and failures < max_failures:
         wait = backoff(BACKOFF_SECONDS * 2.0 ** (failures - 1))
         stage = _end(session, stage_id, fence, StageState.READY, "failed", error, wait, failures=failures)
-        data = {"key": stage and stage.key, "message": error.get("message"), "attempt": failures}
+        data = {"key": stage.key, "message": error.get("message"), "attempt": failures}
         events.tell_jobs(session, [stage_id], "stage.retrying", data)
         return
     stage = _end(session, stage_id, fence, StageState.FAILED, "failed", error, failures=failures)
-    _end_descendants(session, stage_id, stage and stage.title, "stage.failed", error)
+    _end_descendants(session, stage_id, stage.title, error)
 
 
 def release(
@@ -404,15 +406,18 @@ def lose(session: Session, stage_id: int, fence: int, why: str, max_losses: int)
     Raises:
         StaleFence: the claim is lost; nothing was written.
     """
-    columns = (Stage.id, Stage.fence, Stage.cancel_requested, Stage.losses, Stage.lease_owner)
+    columns = (Stage.id, Stage.fence, Stage.cancel_requested, Stage.losses)
     row = session.execute(select(*columns).where(is_held(stage_id, fence)).with_for_update()).one_or_none()
     if row is None:
         raise StaleFence
-    return take_back(session, row, max_losses, why)
+    return end_as_lost(session, row, max_losses, why)
 
 
-def take_back(session: Session, row: Any, max_losses: int, why: str) -> list[Bell]:
-    """Return the bell of one orphan. The fence rises here too, so its old holder is inert from this commit on."""
+def end_as_lost(session: Session, row: Any, max_losses: int, why: str) -> list[Bell]:
+    """End the attempt of a locked row (id, fence, cancel_requested, losses); return its bell where it may run again.
+
+    The fence rises here too, so its old holder is inert from this commit on.
+    """
     losses = row.losses + 1
     message = f"{why} (loss {losses} of {max_losses})"
     error = {"cause": "lost", "message": message}
@@ -422,7 +427,7 @@ def take_back(session: Session, row: Any, max_losses: int, why: str) -> list[Bel
         return []
     if losses >= max_losses:
         stage = _end(session, row.id, row.fence, StageState.FAILED, "lost", error, **more)
-        _end_descendants(session, row.id, stage.title, "stage.failed", error)
+        _end_descendants(session, row.id, stage.title, error)
         return []
     wait = backoff(2.0 ** (losses - 1) - 1)
     stage = _end(session, row.id, row.fence, StageState.READY, "lost", error, wait, **more)
@@ -438,7 +443,7 @@ def _cancel(
     _settle(session, stage_id, "stage.cancelled", {"key": stage.key, "title": stage.title})
 
 
-def take(session: Session, stage_id: int, fence: int, state: StageState, error: dict[str, Any]) -> None:
+def revoke(session: Session, stage_id: int, fence: int, state: StageState, error: dict[str, Any]) -> None:
     """Take a running stage from its worker, who can write nothing more from this commit on: its fence rises."""
     _end(session, stage_id, fence, state, "released", error, fence=fence + 1)
 
@@ -449,7 +454,7 @@ def _end(
 ) -> Any:  # fmt: skip
     """Return the stage's row after moving it out of running under `fence`; None where the fence is stale.
 
-    Where it has not ended, it may run again after `wait` seconds.
+    Where it has not ended, it may run again after `wait` seconds. `more` are further columns to set.
     """
     held = {"stage": stage_id, "under": fence}
     end, after = (_END_FOR_GOOD, {}) if state in ENDED else (_END_FOR_NOW, {"wait": wait})
@@ -526,7 +531,7 @@ def below(stage_id: int, *states: StageState) -> Select[int]:
     return select(STAGES.c.id).where(STAGES.c.id.in_(select(tree.c.stage_id)), STAGES.c.state.in_(states))
 
 
-def _end_descendants(session: Session, stage_id: int, title: str | None, event: str, error: dict[str, Any]) -> None:
+def _end_descendants(session: Session, stage_id: int, title: str, error: dict[str, Any]) -> None:
     """Cancel everything that needed a stage which failed for good, and settle the jobs: all of them want that one."""
     doomed = session.scalars(below(stage_id, *LIVE).order_by(STAGES.c.id).with_for_update()).all()
     reason = {"cause": "parent", "message": f"it needs a stage that failed: {title}: {error.get('message')}"}
@@ -534,11 +539,11 @@ def _end_descendants(session: Session, stage_id: int, title: str | None, event: 
     for chunk in chunks(doomed):
         running = select(Stage.id, Stage.fence).where(Stage.id.in_(chunk), IS_RUNNING)
         for row in session.execute(running).all():  # a grandchild may, where the stage's first result was withdrawn
-            take(session, row.id, row.fence, StageState.CANCELLED, reason)
+            revoke(session, row.id, row.fence, StageState.CANCELLED, reason)
         session.execute(update(STAGES).where(STAGES.c.id.in_(chunk)).values(ended))
     key = session.scalar(select(Stage.key).where(Stage.id == stage_id))
     told = {"key": key, "title": title, "message": error.get("message")}
-    jobs = [job.id for job in events.tell_jobs(session, [stage_id], event, told)]
+    jobs = [job.id for job in events.tell_jobs(session, [stage_id], "stage.failed", told)]
     recount(session, jobs)
     for job_id in jobs:
         roll_up(session, job_id)

@@ -322,6 +322,6 @@ def _planned(claim: Claim) -> Stage:
         raise OtherCode(f"this stage was planned by another version of the code: {error.errors()[0]['msg']}") from error
     if spec.identity() != claim.key:
         raise OtherCode("this stage was planned by another version of the code; post the job again")
-    if spec.execution.device == "cuda" != device_class():
+    if spec.execution.device == "cuda" and device_class() != "cuda":
         raise DeviceMissing("this stage needs a CUDA device, which this worker has not")
     return spec

@@ -42,9 +42,10 @@ class Oracle:
     indices: Tensor
     """Position of each example in its dataset: random numbers belong to it."""
     stream: int | Tensor = 0
-    """Tells apart the attacks on one example: the iteration, in training."""
+    """Second key of the random numbers, beside the attack's seed: 0 in evaluations, in training the iteration's key."""
     known: tuple[Tensor, Tensor] | None = None
-    """Images whose gradient someone has already paid for, and that gradient up to a positive factor."""
+    """Images whose gradient someone has already paid for, and that gradient up to a positive factor. Only for the very
+    tensor that is handed to `run`."""
     monitor: Monitor = UNWATCHED
     """Asked before every step whether to go on."""
 
@@ -192,7 +193,7 @@ def ascend(images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
 
 def _words(name: str, value: Any) -> str:
     if name == "loss":
-        return "soft loss"
+        return {"training": "soft loss"}[value]
     if isinstance(value, bool):
         return ("" if value else "no ") + name.replace("_", " ")
     return f"{name}={value}"

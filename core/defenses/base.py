@@ -133,7 +133,8 @@ class Defense(Kind, ABC):
     """Base of every defense."""
 
     only_loss: ClassVar[str] = "loss"
-    """Part of the training loss that `loss` is, where `gradients` reports no parts; as it is, of nothing known."""
+    """The one term that `loss` consists of, where `gradients` reports no terms: `clean` or `adversarial`, which says in
+    which panel of the curves it is drawn. The default is for kinds that do not say."""
 
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """Training targets: 1 - this on the true class, this spread over the others; 0 is hard, the paper's soft is .25."""

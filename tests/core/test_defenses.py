@@ -292,7 +292,7 @@ def test_read_literally_the_second_gradient_is_nothing_but_rounding():
     model = tiny_model()
     batch = batch_of(LITERAL, model)
     x1 = batch.images.clone().requires_grad_()
-    gradient = LITERAL._gradient_at_x1(batch, x1, model(x1))
+    gradient = LITERAL._gradient_at_x1(x1, model(x1))
     assert gradient.abs().max() < 1e-15
     assert "ill-conditioned" in LITERAL.caution()
     assert E2SAD(second_step="literal", dissimilarity_weight=0).caution() is None, "it takes no second step"
