@@ -1,7 +1,8 @@
 """What an operator watches, counted in SQL when it is asked for: no process keeps a count that could be wrong."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from sqlalchemy import case, func, select
@@ -9,11 +10,14 @@ from sqlalchemy.orm import Session
 
 from store import workers
 from store.database import db_now
-from store.models import Attempt, Job, Stage, Worker
-from store.stages import IS_READY, is_due
+from store.models import Attempt, Job, JobState, Stage, StageState, Worker
+from store.settings import QUEUES
+from store.stages import IS_READY, REFUSED, is_due
 
 OPEN = "open"
 """Outcome of an attempt that goes on."""
+OUTCOMES = ("succeeded", "failed", "cancelled", "released", REFUSED, "lost")
+DEVICES = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,18 @@ def gauges(session: Session, alive_seconds: float) -> list[Gauge]:
     rows = {name: [tuple(row) for row in session.execute(query)] for name, query in counted.items()}
     ended = [(outcome, number) for outcome, number in rows["attempts"] if outcome != OPEN]
     return [
-        Gauge("gauntlet_stages", "Stages by queue and state.", ("queue", "state"), rows["stages"]),
-        Gauge("gauntlet_jobs", "Jobs by state.", ("state",), rows["jobs"]),
-        Gauge("gauntlet_workers", "Live workers by device class.", ("device",), rows["workers"]),
+        Gauge(
+            "gauntlet_stages", "Stages by queue and state.", ("queue", "state"),
+            _with_zeros(rows["stages"], QUEUES, StageState),
+        ),
+        Gauge("gauntlet_jobs", "Jobs by state.", ("state",), _with_zeros(rows["jobs"], JobState)),
+        Gauge(
+            "gauntlet_workers", "Live workers by device class.", ("device",), _with_zeros(rows["workers"], DEVICES)
+        ),
         Gauge("gauntlet_ready_age_seconds", "Since the oldest ready stage may run.", ("queue",), rows["oldest"]),
         Gauge(
             "gauntlet_attempts_total", "Attempts that ended; released, refused and lost ones run again.",
-            ("outcome",), ended, "counter",
+            ("outcome",), _with_zeros(ended, OUTCOMES), "counter",
         ),
         Gauge("gauntlet_keeper_up", "Whether a keeper holds its lease.", (), [(int((left or -1.0) > 0),)]),
         Gauge(
@@ -57,3 +66,9 @@ def gauges(session: Session, alive_seconds: float) -> list[Gauge]:
             [] if kept is None else [(-kept,)],
         ),
     ]  # fmt: skip
+
+
+def _with_zeros(rows: Sequence[tuple[Any, ...]], *values: Iterable[str]) -> list[tuple[Any, ...]]:
+    """Return a row for every combination of label values: an alarm on a sample that is not there never fires."""
+    counted = {row[:-1]: row[-1] for row in rows}
+    return [(*labels, number) for labels, number in {**dict.fromkeys(product(*values), 0), **counted}.items()]
