@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,8 +29,10 @@ log = logging.getLogger(__name__)
 BELL = b"!"
 """From the main process: look for work. From a child: there is none left. The end of the line: drain and end."""
 STEADY_SECONDS = 10.0
-"""A child that dies younger could not start, and is replaced after a pause, longer each time; at last, not again."""
+"""A child that dies younger could not start, and is replaced after a pause, longer each time; then it is given up."""
 PAUSES = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+RETRY_SECONDS = 60.0
+"""Between two tries at a child that was given up, for as long as others live: its GPU may come back."""
 
 
 class Child:
@@ -41,10 +42,16 @@ class Child:
         self, command: Sequence[str], environment: Mapping[str, str] | None = None,
         give_up: Callable[[], None] = lambda: None,
     ):  # fmt: skip
-        """`environment` is added to this process's; `give_up` is called when no child can be started."""
+        """`environment` is added to this process's; `give_up` is called whenever the child is given up."""
         self._command = list(command)
         self._environment = {**os.environ, **(environment or {})}
+        gpu = (environment or {}).get("CUDA_VISIBLE_DEVICES")
+        self._name = f"the child on GPU {gpu}" if gpu else "the child"
         self._give_up = give_up
+        self.given_up = False
+        """Whether none could be started, and none has lived since."""
+        self._early = 0
+        """Children that could not start, since the last one that could."""
         self._line: socket.socket | None = None
         self._draining = False
         self._stopped = threading.Event()
@@ -79,22 +86,27 @@ class Child:
         self._thread.join()
 
     def _keep(self) -> None:
-        early = 0
         while not self._draining:
-            began = time.monotonic()
             end = self._live()
-            early = early + 1 if time.monotonic() - began < STEADY_SECONDS else 0
             if self._draining:
                 return
-            if early > len(PAUSES):
-                log.error("the child %s, as did those before it; no other is started", end)
+            if self._early > len(PAUSES):
+                log.error(
+                    "%s %s, as did those before it; another try in %g s if other children live",
+                    self._name,
+                    end,
+                    RETRY_SECONDS,
+                )
+                self.given_up = True
                 self._give_up()
-                return
-            log.warning("the child %s; starting another", end)
-            self._stopped.wait(PAUSES[max(0, early - 1)])
+                self._stopped.wait(RETRY_SECONDS)
+            else:
+                log.warning("%s %s; starting another", self._name, end)
+                self._stopped.wait(PAUSES[max(0, self._early - 1)])
 
     def _live(self) -> str:
         """Return how a child ended, or why there was none."""
+        self._early += 1
         try:
             line, theirs = socket.socketpair()
             with theirs:
@@ -104,6 +116,9 @@ class Child:
         self._line = line
         if self._draining:
             self.drain()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return f"ended with status {process.wait(STEADY_SECONDS)}"
+        self._early, self.given_up = 0, False
         return f"ended with status {process.wait()}"
 
 
@@ -114,7 +129,6 @@ class Children:
         self._command = command
         self._children: list[Child] = []
         self._rung: dict[Child, socket.socket] = {}
-        self._given_up = 0
 
     def start(self, devices: Sequence[str], slots: int) -> None:
         """Start `slots` children on each of these CUDA devices; where there are none, on the CPU, seeing no device."""
@@ -147,12 +161,14 @@ class Children:
         self.drain()
         for child in self._children:
             child.stop()
-        return self._given_up < len(self._children)
+        return not self._all_given_up()
+
+    def _all_given_up(self) -> bool:
+        return all(child.given_up for child in self._children)
 
     def _gave_up(self) -> None:
-        """End this process when its last child could not be started: whoever started it shall see that it is broken."""
-        self._given_up += 1
-        if self._given_up == len(self._children):
+        """End this process when all its children are given up: whoever started it shall see that it is broken."""
+        if self._all_given_up():
             os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -34,6 +34,12 @@ while line.recv(1):
         line.sendall(b"!")
 """
 
+ANSWERS_WHERE_IT_MAY = """
+import os, pathlib
+if not pathlib.Path({folder!r}, os.environ["CUDA_VISIBLE_DEVICES"]).exists():
+    exit(76)
+"""
+
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Child]]:
@@ -88,6 +94,37 @@ def test_it_is_given_up_in_the_end(
     given_up = threading.Event()
     start(*command, give_up=given_up.set)
     assert given_up.wait(20)
+
+
+def test_one_of_several_is_tried_again_for_ever(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its GPU may come back, and then another may go: the process ends only when none is left."""
+    monkeypatch.setattr(app, "PAUSES", (0.0, 0.01))
+    monkeypatch.setattr(app, "STEADY_SECONDS", 3.0)
+    monkeypatch.setattr(app, "RETRY_SECONDS", 0.2)
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    crew = Children([sys.executable, "-c", ANSWERS_WHERE_IT_MAY.format(folder=str(tmp_path)) + ANSWERS])
+    (tmp_path / "1").touch()
+    crew.start(["0", "1"], 1)
+    first, second = crew._children
+    try:
+        wait_until("it is given up", lambda: first.given_up)
+        assert "the child on GPU 0 ended with status 76, as did those before it; another try in 0.2 s if" in caplog.text
+        (tmp_path / "0").touch()
+        wait_until("it is there again", lambda: not first.given_up)
+        (tmp_path / "1").unlink()
+        second._line.shutdown(socket.SHUT_WR)
+        wait_until("the other is given up", lambda: second.given_up)
+        assert not told.is_set()
+        (tmp_path / "0").unlink()
+        first._line.shutdown(socket.SHUT_WR)
+        assert told.wait(20)
+        assert not crew.stop()
+    finally:
+        crew.stop()
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_worker_without_children_exits(tmp_path: Path, sqlite_url: str) -> None:
