@@ -32,12 +32,13 @@ M_ARENA_MAX = -8
 
 def create_app(chosen: Settings | None = None) -> FastAPI:
     """Return the API on the given settings, or on the environment's."""
+    chosen = chosen or settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         _share_heaps()
         current_default_thread_limiter().total_tokens = THREADS
-        app.state.service = Service.open(chosen or settings())
+        app.state.service = Service.open(chosen)
         migrate.require(app.state.service.database)
         _end_streams_on_stop(app.state.service)
         await run_in_threadpool(app.openapi)  # half a second, which no request should hold the event loop for

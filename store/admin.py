@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -109,9 +108,6 @@ def main(argv: list[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         return _answered(options, settings())
-    except ValidationError as error:
-        found = error.errors()[0]
-        why = ": ".join([*(str(name).upper() for name in found["loc"]), found["msg"].removeprefix("Value error, ")])
     except (GauntletError, SQLAlchemyError, OSError, ImportError) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
     print(f"gauntlet {options.command}: {why}", file=sys.stderr)

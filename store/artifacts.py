@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, NoReturn
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from core.errors import ArtifactCorrupt, SpecError, StoreAway
 from store.database import Database
@@ -330,15 +330,22 @@ def open_store(url: str, s3: Mapping[str, str] | None = None, database: Database
     Raises:
         SpecError: the URL's scheme is not one we store to, it names no bucket or no absolute folder, or more than that.
     """
-    parts = urlsplit(url)
+    parts = place_named(url)
+    if parts is None:
+        raise SpecError(
+            f"ARTIFACT_URL {url!r}: only {' and '.join(SCHEMES)} are supported", ("ARTIFACT_URL",), SCHEMES
+        )  # fmt: skip
     owner = database and Owner(database)
-    plain = not parts.query and not parts.fragment
-    if plain and parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+    if parts.scheme == "file":
         return FolderStore(Path(unquote(parts.path)), owner)
-    if plain and parts.scheme == "s3" and parts.netloc:
-        from store.s3 import BucketStore
+    from store.s3 import BucketStore
 
-        return BucketStore(parts.netloc, unquote(parts.path).strip("/"), s3 or {}, owner)
-    raise SpecError(
-        f"ARTIFACT_URL {url!r}: only {' and '.join(SCHEMES)} are supported", ("ARTIFACT_URL",), SCHEMES
-    )  # fmt: skip
+    return BucketStore(parts.netloc, unquote(parts.path).strip("/"), s3 or {}, owner)
+
+
+def place_named(url: str) -> SplitResult | None:
+    """Return the parts of an artifact URL; None where it names no absolute folder and no bucket, or more than that."""
+    parts = urlsplit(url)
+    folder = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
+    bucket = parts.scheme == "s3" and bool(parts.netloc)
+    return parts if (folder or bucket) and not parts.query and not parts.fragment else None

@@ -1,24 +1,33 @@
 """Settings, read from the environment and from a `.env` file in the working directory."""
 
 import os
+import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from store.artifacts import SCHEMES, place_named
 
 QUEUES = ("gpu", "cpu")
 """What a stage may need, and a worker may serve."""
-DATABASES = ("postgresql", "postgres", "sqlite")
+DATABASES = ("postgresql+psycopg", "postgresql", "postgres", "sqlite")
+BROKERS = ("redis://", "rediss://", "redis+socket://")
 
 
 class Settings(BaseSettings):
     """Every setting of the service; the environment variable is the field's name in capitals."""
 
     model_config = SettingsConfigDict(
-        env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True
-    )
+        env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True, env_ignore_empty=True,
+        allow_inf_nan=False, hide_input_in_errors=True,  # URLs hold passwords
+    )  # fmt: skip
 
     host: str = "127.0.0.1"
     """Address the API listens on."""
@@ -79,9 +88,29 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _of_a_known_database(cls, url: str) -> str:
-        scheme, separator, _ = url.partition("://")
-        if url and not (separator and scheme.partition("+")[0] in DATABASES):
-            raise ValueError("must be like postgresql+psycopg://user:password@host/name or sqlite:////folder/file")
+        with suppress(ArgumentError, ValueError):
+            named = make_url(url or "sqlite://")
+            cut = named.get_backend_name() != "sqlite" and "@" in f"{named.host}{named.database}"  # off the password
+            if named.drivername in DATABASES and not cut:
+                return url
+        raise ValueError(
+            "must be like postgresql+psycopg://user:password@host/name or sqlite:////folder/file; "
+            "an @ in the password is written %40"
+        )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _of_a_known_broker(cls, url: str) -> str:
+        with suppress(ValueError):
+            if not url or (url.startswith(BROKERS) and urlsplit(url).port != 0):
+                return url
+        raise ValueError("must be like redis://:password@host:6379/0, rediss://host or redis+socket:///folder/file")
+
+    @field_validator("artifact_url")
+    @classmethod
+    def _of_a_known_store(cls, url: str) -> str:
+        if url and not place_named(url):
+            raise ValueError(f"only {' and '.join(SCHEMES)} are supported")
         return url
 
     @field_validator("worker_queues")
@@ -143,5 +172,13 @@ def names(given: str) -> list[str]:
 
 @cache
 def settings() -> Settings:
-    """Return the process's settings, read once."""
-    return Settings()
+    """Return the process's settings, read once; where they are wrong the process ends, and says what is."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        said = "; ".join(_fault(tuple(found["loc"]), found["msg"]) for found in error.errors())
+        sys.exit(f"gauntlet: {said}")
+
+
+def _fault(where: tuple[int | str, ...], message: str) -> str:
+    return ": ".join([*(str(name).upper() for name in where), message.removeprefix("Value error, ")])

@@ -23,7 +23,6 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import ValidationError
 from sqlalchemy.exc import DBAPIError
 
 from store import migrate
@@ -36,6 +35,8 @@ TRIES = 2
 """Times that the API may end before it was ever ready."""
 WORDS = 4000
 """Bytes of a log in which its last line is looked for."""
+CLOSING = "Application startup failed. Exiting."
+"""What uvicorn says last, after the reason."""
 STOP_SECONDS = 30.0
 RESTART_SECONDS = 1.0
 EMBEDDED = {"HEARTBEAT_SECONDS": "2", "LEASE_SECONDS": "15", "KEEPER_SECONDS": "0.5", "CHECKPOINT_SECONDS": "15"}
@@ -163,12 +164,13 @@ class LocalService:
         return True
 
     def _last_words(self, name: str) -> str:
-        """Return the last line that a process has written, and where the others are."""
+        """Return the last line with a reason that a process has written, and where the others are."""
         path = self._logs / f"{name}.log"
         with path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - WORDS))
             lines = log.read().decode(errors="replace").split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+        said = (line.strip() for line in reversed(lines) if line.strip() and not line.endswith(CLOSING))
+        last = next(said, "it said nothing")
         return f"{last} (all it said is in {path})"
 
     def _ready(self) -> bool:
@@ -298,9 +300,6 @@ def main() -> int:
         print(f"gauntlet: the database cannot be used: {error.orig}", file=sys.stderr)
     except ServeError as error:
         print(f"gauntlet: {error}", file=sys.stderr)
-    except ValidationError as error:
-        said = (f"{'.'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in error.errors())
-        print(f"gauntlet: {'; '.join(said)}", file=sys.stderr)
     return 1
 
 

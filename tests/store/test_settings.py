@@ -1,5 +1,8 @@
 """Settings come from the environment, then from `.env`, then from their defaults."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,15 @@ def test_folders_are_absolute_and_home_is_known(monkeypatch: pytest.MonkeyPatch,
         ("WORKER_QUEUES", "gpu,gppu"),
         ("DATABASE_URL", "nonsense"),
         ("DATABASE_URL", "mysql://user@host/name"),
+        ("DATABASE_URL", "postgresql+nothing://host/name"),
+        ("DATABASE_URL", "postgresql:host"),
+        ("REDIS_URL", "redis:6379/0"),
+        ("REDIS_URL", "amqp://host"),
+        ("REDIS_URL", "redis://host:port/0"),
+        ("ARTIFACT_URL", "file://data/artifacts"),
+        ("ARTIFACT_URL", "/data/artifacts"),
+        ("LOOK_SECONDS", "inf"),
+        ("CHECKPOINT_SECONDS", "nan"),
     ],
 )
 def test_nonsense_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str):
@@ -96,3 +108,54 @@ def test_every_setting_is_documented():
 def test_a_lease_outlives_its_heartbeats():
     with pytest.raises(ValidationError, match=r"LEASE_SECONDS .5.0. must be at least twice HEARTBEAT_SECONDS"):
         Settings(heartbeat_seconds=3, lease_seconds=5)
+
+
+@pytest.mark.parametrize("url", ["redis://h", "redis://:p@h:6379/1", "rediss://h/0", "redis+socket:///tmp/redis.sock"])
+def test_brokers(monkeypatch: pytest.MonkeyPatch, url: str):
+    monkeypatch.setenv("REDIS_URL", url)
+    assert Settings().redis_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:s@cret@h/n", "postgresql://u:s@cret:cret@h:1/n", "postgres://u:s@cret/cret@h/n", "u:cret@h/n"],
+)
+def test_a_password_is_not_shown(monkeypatch: pytest.MonkeyPatch, url: str):
+    """What follows an @ in it would be taken for the host, the port or the name."""
+    monkeypatch.setenv("DATABASE_URL", url)
+    with pytest.raises(ValidationError, match="an @ in the password is written %40") as refused:
+        Settings()
+    assert "cret" not in str(refused.value)
+
+
+ENTRIES = {
+    "api": ["uvicorn", "api.main:app"],
+    "keeper": ["worker.keeper"],
+    "worker": ["worker"],
+    "child": ["worker.child"],
+    "health": ["worker.health", "keeper"],
+    "serve": ["worker.serve"],
+    "alembic": ["alembic", "current"],
+    "gauntlet": ["client.cli", "doctor"],
+}
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_process_says_in_a_line_which_setting_is_wrong(clean: Path, entry: str):
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "DEVICE": "tpu", "LOOK_SECONDS": "inf", "PYTHONPATH": str(root)}
+    ended = subprocess.run(
+        [sys.executable, "-m", *ENTRIES[entry]],
+        cwd=root, env=environment, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    said = "DEVICE: Input should be 'auto', 'cpu' or 'cuda'; LOOK_SECONDS: Input should be a finite number"
+    assert ended.stderr == f"gauntlet: {said}\n"
+
+
+def test_a_rule_over_two_settings_names_both(clean: Path):
+    environment = {**os.environ, "LEASE_SECONDS": "5", "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker.serve"], env=environment, check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr[:47]) == (1, "gauntlet: LEASE_SECONDS (5.0) must be at least ")

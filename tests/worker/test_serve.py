@@ -234,6 +234,15 @@ def test_an_api_that_cannot_start(tmp_path: Path) -> None:
     )
 
 
+def test_an_api_that_cannot_open_its_service(tmp_path: Path) -> None:
+    """What uvicorn says after the reason is not the reason."""
+    (tmp_path / "state").mkdir(parents=True)
+    (tmp_path / "state" / "broker").touch()
+    service = Serve(tmp_path)
+    assert service.wait() == 1
+    assert re.search(r"gauntlet: the API cannot start: \w+Error: .*/state/broker", service.log)
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[serve.LocalService]:
     """One that has started nothing yet."""
