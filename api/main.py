@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import logging
 import signal
 import threading
 from collections.abc import AsyncGenerator
@@ -21,13 +22,15 @@ from api.service import Service
 from core.errors import SpecError, StoreAway
 from core.jobs import JOB
 from core.suites import suites
-from store import migrate
+from store import logs, migrate
 from store.database import AWAY
 from store.settings import Settings, settings
 
 THREADS = 24
 """Requests at once: below the connections of the database's pool, so that none waits for one until it is refused."""
 M_ARENA_MAX = -8
+PROBES = ("/healthz", "/readyz", "/metrics")
+"""Asked for every few seconds, by machines: their lines would hide the others."""
 
 
 def create_app(chosen: Settings | None = None) -> FastAPI:
@@ -69,6 +72,25 @@ def create_app(chosen: Settings | None = None) -> FastAPI:
     app.add_exception_handler(Exception, errors.on_bug)
     app.openapi = lambda: _openapi(app)
     return app
+
+
+def _log_as_the_workers() -> None:
+    """Have uvicorn's lines look as those of keeper and workers do, unless its `--log-config` says how they look."""
+    if logging.getLogger().handlers:
+        return
+    logs.to_stderr()
+    for logger in (logging.getLogger(name) for name in ("uvicorn", "uvicorn.access")):
+        logger.propagate = logger.propagate or bool(logger.handlers)  # --no-access-log leaves none
+        logger.handlers.clear()
+    logging.getLogger("uvicorn.access").addFilter(_is_no_probe)
+
+
+def _is_no_probe(access: logging.LogRecord) -> bool:
+    match access.args:
+        case (_, _, str(path), *_):
+            return path.partition("?")[0] not in PROBES
+        case _:
+            return True
 
 
 def _share_heaps() -> None:
@@ -113,5 +135,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
+_log_as_the_workers()
 app = create_app()
 gc.freeze()  # what is loaded by now stays; looking through it at every full collection takes 70 ms

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from celery.platforms import SecurityWarning
 
+from store import logs
 from store.settings import Settings, names, settings
 from worker.devices import queues
 from worker.patience import await_schema
@@ -55,7 +56,7 @@ def main() -> None:
 
     Exit 70 where its children cannot be started, 1 on another schema or where it shall serve GPUs and there is none.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.to_stderr()
     warnings.simplefilter("ignore", SecurityWarning)  # root is fine: messages are JSON, and never more than a hint
     from worker.app import app, children
 

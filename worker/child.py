@@ -15,6 +15,7 @@ import sys
 import threading
 
 from core.compute import computes, keep_freed_memory
+from store import logs
 from store.settings import settings
 from store.stages import JITTER
 from worker.app import BELL
@@ -77,7 +78,7 @@ class Line:
 
 def main() -> None:
     """Serve until the line ends or SIGTERM comes. Ctrl-C in a terminal is for the main process, which tells us."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.to_stderr()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     if not (has_its_device() and computes()):

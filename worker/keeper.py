@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable
 from functools import partial
 
-from store import keeping, workers
+from store import keeping, logs, workers
 from store.broker import Ringer, celery_app
 from store.crashpoints import crashpoint
 from store.database import Database
@@ -144,7 +144,7 @@ class Keeper:
 
 def main() -> None:
     """Run the keeper until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.to_stderr()
     await_schema(settings().sql_url)
     keeper = Keeper(settings())
     for number in (signal.SIGTERM, signal.SIGINT):
