@@ -19,32 +19,41 @@ _log = logging.getLogger(__name__)
 EXIT_NO_CHILD = 70
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """Where there is neither there is no CUDA device, and torch need not be asked; the second is that of WSL."""
+REMEDY = (
+    "torch's CUDA 13 needs a driver of version 580 or newer and GPUs of the Turing generation or newer; "
+    "for a worker on the CPU: docker compose -f docker-compose.yml up, or WORKER_QUEUES=cpu"
+)
 
 
 def _gpus(chosen: Settings) -> list[str]:
-    """Return the CUDA devices to use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the CUDA devices to use, as CUDA_VISIBLE_DEVICES names them; exit where GPUs are to be served without."""
     if chosen.worker_gpus:
         return names(chosen.worker_gpus)
     visible = names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
-    return [visible[number] if visible else str(number) for number in range(count_gpus())]
+    number, why = count_gpus()
+    if not number and "gpu" in chosen.queues:
+        why = why.rstrip(".") or "there is no driver"
+        sys.exit(f"gauntlet: WORKER_QUEUES names gpu, and torch can use no GPU here: {why}. {REMEDY}")
+    if why:
+        _log.warning("there is a GPU driver, but torch can use no GPU, so the CPU computes: %s", why)
+    return [visible[index] if visible else str(index) for index in range(number)]
 
 
-def count_gpus() -> int:
-    """Return the number of GPUs that torch can use; exit where it cannot be asked, for then it computes nothing.
+def count_gpus() -> tuple[int, str]:
+    """Return the number of GPUs that torch can use, and why there is none in spite of a driver.
 
-    Another process is asked: the one that talks to the broker never initialises CUDA.
+    Exit where torch cannot be asked, for then it computes nothing. Another process is asked: the one that talks to the
+    broker never initialises CUDA.
     """
     if not any(Path(driver).exists() for driver in DRIVERS):
-        return 0
+        return 0, ""
     count = "from worker.devices import usable_gpus; print(usable_gpus())"
     answer = subprocess.run([sys.executable, "-c", count], check=False, capture_output=True, text=True)
     said = (answer.stderr.strip().splitlines() or ["it gives no reason; is it built with CUDA?"])[-1].strip()
     if answer.returncode != 0:
         sys.exit(f"gauntlet: there is a GPU driver, and torch cannot be asked for its GPUs: {said}")
     found = int(answer.stdout)
-    if not found:
-        _log.warning("there is a GPU driver, but torch can use no GPU, so the CPU computes: %s", said)
-    return found
+    return found, "" if found else said
 
 
 def _leave(*_: object) -> None:
@@ -63,8 +72,6 @@ def main() -> None:
     chosen = settings()
     await_schema(chosen.sql_url)
     gpus = _gpus(chosen)
-    if "gpu" in chosen.queues and not gpus:
-        sys.exit("gauntlet: WORKER_QUEUES names gpu, and torch can use no GPU here")
     serves = queues(chosen, lambda: bool(gpus))
     signal.signal(signal.SIGTERM, _leave)  # until Celery has a handler of its own
     try:

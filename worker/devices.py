@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Callable
 
 from core.provenance import device_class, device_name
@@ -21,10 +22,17 @@ def has_its_device() -> bool:
 
 
 def usable_gpus() -> int:
-    """Return the number of GPUs that torch can use in this process, which initialises CUDA."""
+    """Return the number of GPUs that torch can use in this process, which initialises CUDA; torch warns why none."""
     import torch
 
+    warnings.formatwarning = _its_text
+
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _its_text(message: Warning | str, *_: object, **__: object) -> str:
+    """Return a warning without the line of code that Python shows below it."""
+    return f"{message}\n"
 
 
 def queues(settings: Settings, has_cuda: Callable[[], bool]) -> list[str]:

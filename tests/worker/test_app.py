@@ -141,17 +141,43 @@ def test_a_worker_without_children_exits(tmp_path: Path, sqlite_url: str) -> Non
     assert ended.returncode == main.EXIT_NO_CHILD
 
 
-def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a driver, and no device: as where it is too old for this torch
-    monkeypatch.setattr(main, "DRIVERS", (tmp_path / "none",))
-    assert main.count_gpus() == 0
-    assert caplog.messages == []
+TORCH_WITHOUT_A_GPU = """
+import warnings
+class cuda:
+    def is_available():
+        warnings.warn("The NVIDIA driver on your system is too old (found version 12040).")
+        return False
+"""
+
+
+@pytest.fixture
+def old_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A driver that is too old for this torch."""
+    (tmp_path / "torch.py").write_text(TORCH_WITHOUT_A_GPU)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(main, "DRIVERS", (tmp_path,))
-    assert main.count_gpus() == 0
+
+
+def test_a_gpu_that_torch_cannot_use_is_not_passed_over_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, old_driver: None
+):
+    assert main._gpus(Settings()) == []
     (said,) = caplog.messages
-    assert "torch can use no GPU, so the CPU computes: it gives no reason" in said
+    assert said.endswith(
+        "torch can use no GPU, so the CPU computes: The NVIDIA driver on your system is too old (found version 12040)."
+    )
+    monkeypatch.setattr(main, "DRIVERS", ())
+    assert main._gpus(Settings()) == []
+    assert caplog.messages == [said]
+
+
+def test_where_gpus_are_to_be_served_nothing_says_that_the_cpu_computes(
+    caplog: pytest.LogCaptureFixture, old_driver: None
+):
+    with pytest.raises(SystemExit, match=r"no GPU here: The NVIDIA driver .* is too old .* 580 or newer .*-f docker-"):
+        main._gpus(Settings(worker_queues="gpu,cpu"))
+    assert caplog.messages == []
 
 
 def test_a_worker_that_shall_serve_gpus_and_finds_none_exits(tmp_path: Path, sqlite_url: str) -> None:
