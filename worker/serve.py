@@ -37,7 +37,8 @@ WORDS = 4000
 """Bytes of a log in which its last line is looked for."""
 CLOSING = "Application startup failed. Exiting."
 """What uvicorn says last, after the reason."""
-STOP_SECONDS = 30.0
+STOP_SECONDS = {"api": 30.0, "keeper": 30.0, "worker": 120.0}
+"""How long each may take to end; the worker drains, as with `stop_grace_period` in docker-compose.yml."""
 RESTART_SECONDS = 1.0
 EMBEDDED = {"HEARTBEAT_SECONDS": "2", "LEASE_SECONDS": "15", "KEEPER_SECONDS": "0.5", "CHECKPOINT_SECONDS": "15"}
 """On one machine orphans are noticed sooner than the defaults, which are made for a network."""
@@ -192,10 +193,10 @@ class LocalService:
         for process in self._processes.values():
             if process.poll() is None:
                 process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in self._processes.values():
+        began = time.monotonic()
+        for name, process in self._processes.items():
             try:
-                process.wait(max(0.1, deadline - time.monotonic()))
+                process.wait(max(0.1, began + STOP_SECONDS[name] - time.monotonic()))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

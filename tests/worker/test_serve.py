@@ -23,6 +23,7 @@ from tests.outside import entry_point
 from tests.processes import QUICK, Process, alive, descendants, wait_until
 from tests.worker import specs
 from worker import serve
+from worker.process import DRAIN_SECONDS, SAVE_SECONDS
 from worker.serve import ServeError
 
 pytestmark = pytest.mark.xdist_group("worker-serve")
@@ -267,6 +268,30 @@ def test_a_part_that_cannot_be_started_now_is_tried_again(
     assert service._restart_dead() == []
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert service._restart_dead() == ["keeper"]
+
+
+ENDS_LATE = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (time.sleep({}), sys.exit()))
+print(flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_worker_may_drain_for_longer_than_the_others(
+    service: serve.LocalService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert serve.STOP_SECONDS["worker"] > DRAIN_SECONDS + SAVE_SECONDS
+    monkeypatch.setattr(serve, "STOP_SECONDS", {"api": 0.5, "worker": 30.0})
+    for name, seconds in (("api", 60), ("worker", 2)):
+        late = subprocess.Popen(
+            [sys.executable, "-c", ENDS_LATE.format(seconds)], stdout=subprocess.PIPE, start_new_session=True
+        )
+        assert late.stdout is not None
+        late.stdout.read(1)
+        service._processes[name] = late
+    service.stop()
+    assert {name: process.returncode for name, process in service._processes.items()} == {"api": -9, "worker": 0}
 
 
 def test_an_answer_that_is_cut_short_is_none(service: serve.LocalService) -> None:
