@@ -10,6 +10,7 @@ from pathlib import Path
 
 from celery.platforms import SecurityWarning
 
+from core.provenance import commit
 from store import logs
 from store.settings import Settings, names, settings
 from worker.devices import queues
@@ -69,6 +70,11 @@ def main() -> None:
     warnings.simplefilter("ignore", SecurityWarning)  # root is fine: messages are JSON, and never more than a hint
     from worker.app import app, children
 
+    if commit() is None:
+        _log.warning(
+            "results will not say which commit computed them: git does not, and GAUNTLET_COMMIT is unset "
+            "(docker compose: GAUNTLET_COMMIT=$(git rev-parse HEAD) docker compose up --build)"
+        )
     chosen = settings()
     await_schema(chosen.sql_url)
     gpus = _gpus(chosen)

@@ -33,6 +33,12 @@ def test_not_root() -> None:
     assert users[-1].split(":")[0] != "0"
 
 
+def test_the_user_can_read_a_checkout_of_any_umask() -> None:
+    """COPY keeps the modes of the files, and none comes after."""
+    last = max(number for number, (word, _) in enumerate(compose.instructions()) if word == "COPY")
+    assert any("chmod -R a+rX /app" in rest for word, rest in compose.instructions()[last:] if word == "RUN")
+
+
 def test_health_is_the_compose_file_s() -> None:
     assert not any(word == "HEALTHCHECK" for word, _ in compose.instructions())
 

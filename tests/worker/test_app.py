@@ -17,6 +17,7 @@ import torch
 
 from store import migrate
 from store.settings import Settings
+from tests.docker import compose
 from tests.processes import Processes, wait_until
 from tests.worker import specs
 from worker import __main__ as main
@@ -190,6 +191,24 @@ def test_a_worker_that_shall_serve_gpus_and_finds_none_exits(tmp_path: Path, sql
     )
     assert ended.returncode == 1
     assert "WORKER_QUEUES names gpu, and torch can use no GPU here" in ended.stderr
+
+
+@pytest.mark.parametrize(("commit", "warns"), [("", True), ("5e1f", False)])
+def test_a_worker_that_does_not_know_its_commit_says_so(
+    tmp_path: Path, sqlite_url: str, commit: str, warns: bool
+) -> None:
+    """In an image there is no checkout."""
+    compose.copy_image(tmp_path / "app")
+    environment = {
+        **os.environ, "STATE_DIR": str(tmp_path), "DATABASE_URL": sqlite_url, "WORKER_QUEUES": "gpu",
+        "CUDA_VISIBLE_DEVICES": "", "GAUNTLET_COMMIT": commit, "PYTHONPATH": "",
+    }  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "worker"],
+        cwd=tmp_path / "app", env=environment, timeout=60, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "WORKER_QUEUES names gpu" in ended.stderr
+    assert ("results will not say which commit computed them" in ended.stderr) is warns
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device")
