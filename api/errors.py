@@ -11,6 +11,7 @@ ApiError
 """
 
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -252,18 +253,25 @@ def on_request_error(_: Request, error: Exception) -> JSONResponse:
 
 
 async def known_parameters(request: Request) -> None:
-    """Return where every query parameter is one of the route's.
+    """Return where every query parameter is one of the route's, and given once unless it takes several values.
 
     Raises:
-        Invalid: a name is unknown. A misspelt `dry_run` must not make a job, nor a misspelt filter list them all.
+        Invalid: a name is unknown, or two values leave open what is meant. A misspelt `dry_run` must not make a job,
+            nor a misspelt filter list them all.
     """
     operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
-    allowed = sorted(found["name"] for found in operation.get("parameters", []) if found["in"] == "query")
+    known = {found["name"]: found["schema"] for found in operation.get("parameters", []) if found["in"] == "query"}
+    allowed = sorted(known)
     there = f"allowed: {', '.join(allowed)}" if allowed else "this address takes none"
+    given = Counter(name for name, _ in request.query_params.multi_items())
     fields = [
         FieldError(path=name, message=f"unknown parameter; {there}", allowed=allowed)
-        for name in dict.fromkeys(request.query_params)
-        if name not in allowed
+        for name in given
+        if name not in known
+    ] + [
+        FieldError(path=name, message="given twice; it takes one value")
+        for name, times in given.items()
+        if times > 1 and name in known and known[name].get("type") != "array"
     ]
     if fields:
         raise Invalid("; ".join(f"{field.path}: {field.message}" for field in fields), fields)

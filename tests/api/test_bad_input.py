@@ -444,6 +444,9 @@ ADDRESSES = {
     "/results/whitebox-matrix?epz=0.3": (422, "epz", "unknown parameter; allowed: attack, dataset"),
     "/results/greybox-matrix": (404, None, "there is nothing at /results/greybox-matrix"),
     "/nowhere": (404, None, "there is nothing at /nowhere"),
+    "/results/whitebox-matrix?suite=a&suite=b": (422, "suite", "given twice; it takes one value"),
+    "/results/whitebox-matrix?job=5&job=1": (422, "job", "given twice; it takes one value"),
+    "/jobs?name=a&name=a": (422, "name", "given twice; it takes one value"),
     "/catalog?x=1": (422, "x", "this address takes none"),
 }
 
@@ -484,7 +487,7 @@ def test_a_method_that_is_wrong(strict_house: House, method: str, address: str, 
     assert strict_house.rows() == {}
 
 
-@pytest.mark.parametrize("address", ["/jobs?dry_run=perhaps", "/jobs?dryrun=1"])
+@pytest.mark.parametrize("address", ["/jobs?dry_run=perhaps", "/jobs?dryrun=1", "/jobs?dry_run=1&dry_run=0"])
 def test_a_misspelt_dry_run_makes_no_job(strict_house: House, address: str):
     refusal(strict_house.client.post(address, json=ONE), 422, "invalid")
     assert strict_house.rows() == {}
