@@ -1,5 +1,6 @@
 """A thin client: a method for what is done with jobs, models and results; `get` and `text` for every other address."""
 
+import json
 import os
 import time
 import uuid
@@ -50,8 +51,8 @@ class Client:
         self.url = service_url(url)
         self._http = httpx.Client(base_url=self.url, timeout=timeout, trust_env=False)
 
-    def post_job(self, spec: dict[str, Any], *, dry_run: bool = False, key: str | None = None) -> dict[str, Any]:
-        """Return the job made from `spec`, or with `dry_run` its plan.
+    def post_job(self, spec: Any, *, dry_run: bool = False, key: str | None = None) -> dict[str, Any]:
+        """Return the job made from `spec`, an object or the bytes of its JSON, or with `dry_run` its plan.
 
         A request whose answer is lost is repeated, under an Idempotency-Key, so that it makes no second job, also while
         the service starts anew. Who gives a `key` repeats it himself.
@@ -59,9 +60,10 @@ class Client:
         Raises:
             AnswerLost: it was repeated for REPEAT_SECONDS in vain.
         """
+        body = spec if isinstance(spec, bytes) else json.dumps(spec).encode()
         if dry_run:
-            return self._json("POST", "/jobs", json=spec, params={"dry_run": 1})
-        return self._once("/jobs", key, json=spec)
+            return self._json("POST", "/jobs", content=body, params={"dry_run": 1})
+        return self._once("/jobs", key, content=body)
 
     def job(self, job_id: int) -> dict[str, Any]:
         """Return a job."""

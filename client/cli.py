@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -244,15 +245,43 @@ def _description(client: Client, suite: str) -> str:
 
 
 class Yaml(yaml.SafeLoader):
-    """YAML 1.1 but for numbers: 1e-3 is one, as in YAML 1.2 and JSON."""
+    """YAML 1.1 but for numbers, which are those of 1.2 and JSON, and for names given twice, which are refused."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Return the node. Once aliases are merged into it, a name may well be there twice."""
+        node = super().compose_mapping_node(anchor)
+        given: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in given:
+                    raise yaml.MarkedYAMLError(problem=f"{key.value!r} is given twice", problem_mark=key.start_mark)
+                given.add(key.value)
+        return node
 
 
-Yaml.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+NUMBERS = {
+    "tag:yaml.org,2002:int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "tag:yaml.org,2002:float": r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?\.(?i:inf)|\.(?i:nan)",
+}
+"""1e-3 and 010, which is ten, are numbers; 1:30 and 1_000 are none."""
+Yaml.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in known if tag not in NUMBERS]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for number, written in NUMBERS.items():
+    Yaml.add_implicit_resolver(number, re.compile(f"({written})$"), list("-+.0123456789"))
 
 
-def _spec(options: argparse.Namespace) -> dict[str, Any]:
+def _whole_number(loader: Yaml, node: yaml.ScalarNode) -> int:
+    text = str(loader.construct_scalar(node))
+    return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+
+
+Yaml.add_constructor("tag:yaml.org,2002:int", _whole_number)
+
+
+def _spec(options: argparse.Namespace) -> Any:
+    """Return the job; a file of JSON as it stands, so that the service reads what the user wrote."""
     if (options.file is None) == (options.suite is None):
         raise _misuse("gauntlet submit: give a file or --suite NAME")
     if options.suite:
@@ -261,10 +290,20 @@ def _spec(options: argparse.Namespace) -> dict[str, Any]:
         raise _misuse("gauntlet submit: --dataset goes with --suite; a file has a dataset of its own")
     try:
         text = sys.stdin.read() if options.file == "-" else Path(options.file).read_text(encoding="utf-8")
-        spec = yaml.load(text, Yaml)  # noqa: S506 - a safe loader
-        json.dumps(spec, allow_nan=False)
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
-        raise SystemExit(f"gauntlet submit: {options.file} is no job: {error}") from None
+        return _json_or_yaml(text)
+    except RecursionError:
+        error = "it is nested too deeply"
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as found:
+        error = found
+    raise SystemExit(f"gauntlet submit: {options.file} is no job: {error}")
+
+
+def _json_or_yaml(text: str) -> Any:
+    with suppress(json.JSONDecodeError):
+        json.loads(text)
+        return text.encode()
+    spec = yaml.load(text, Yaml)  # noqa: S506 - a safe loader
+    json.dumps(spec, allow_nan=False)
     return spec
 
 

@@ -91,10 +91,55 @@ class TestSubmit:
         assert Client(served.url).job(int(number))["name"] == "from a file"
 
     def test_numbers_of_yaml_are_those_of_json(self, gauntlet: Command, served: Served):
-        text = gauntlet.file(yaml.safe_dump(JOB) + "training: {iterations: 10, batch_size: 64, lr: 1e-3}\n")
+        text = gauntlet.file(yaml.safe_dump(JOB).replace("iterations: 10", "iterations: 10\n  lr: 1e-3"))
         _, output, errors = gauntlet("submit", text)
         assert errors == ""
         assert Client(served.url).job(int(submitted(output)))["spec"]["training"]["lr"] == 0.001
+
+    @pytest.mark.parametrize(
+        ("seeds", "said"),
+        [("[010]", [10]), ("[0x10, 0o10, +7]", [16, 8, 7]), ("[1:30]", "seeds.0"), ("[1_000]", "seeds.0"),
+         ("[1e1]", "seeds.0"), ("[0b1]", "seeds.0")],
+    )  # fmt: skip
+    def test_a_number_of_yaml_1_1_alone_is_none(self, gauntlet: Command, seeds: str, said: Any):
+        status, output, errors = gauntlet(
+            "submit", gauntlet.file(yaml.safe_dump(JOB) + f"seeds: {seeds}\n"), "--dry-run", "--json"
+        )
+        if isinstance(said, str):
+            assert (status, f"gauntlet: 422: {said}: " in errors) == (1, True)
+        else:
+            titles = {stage["title"] for stage in json.loads(output)["stages"] if stage["kind"] == "train"}
+            assert titles == {f"train {model} H, seed {seed}" for seed in said for model in ("natural", "fgsm_adv")}
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("defense: {kind: natural}\nlimit: 1\nlimit: 2\n", "is no job: 'limit' is given twice\n"),
+            ("defense:\n  kind: fgsm_adv\n  kind: natural\n", "line 3, column 3"),
+            (
+                '{"defense": {"kind": "natural", "kind": "e2sad"}}',
+                "422: the body cannot be read as JSON: the field 'kind'",
+            ),
+        ],
+    )
+    def test_a_name_given_twice(self, gauntlet: Command, text: str, said: str):
+        status, output, errors = gauntlet("submit", gauntlet.file(text))
+        assert (status, output) == (1, "")
+        assert said in errors
+
+    def test_what_is_merged_into_an_object_may_be_said_again(self, gauntlet: Command, served: Served):
+        text = """
+            defenses:
+              - {defense: {kind: natural}, name: a, training: &short {iterations: 10, batch_size: 32}}
+              - {defense: {kind: natural}, name: b, training: &large {<<: *short, batch_size: 64}}
+              - {defense: {kind: natural}, name: c, training: {<<: *large, batch_size: 128}}
+            kind: train
+            dataset: mnist-mini
+            """
+        status, output, errors = gauntlet("submit", gauntlet.file(text))
+        assert (status, errors) == (0, "")
+        spec = Client(served.url).job(int(submitted(output)))["spec"]
+        assert [entry["training"]["batch_size"] for entry in spec["defenses"]] == [32, 64, 128]
 
     def test_the_service_is_named_before_the_command_or_after_it(self, gauntlet: Command, served: Served):
         gauntlet.url = "http://127.0.0.1:9"
@@ -145,6 +190,8 @@ class TestSubmit:
             ({"suite": "nope"}, "allowed: canary, e2sad-mnist, "),
             ({**JOB, "attacks": [{"kind": "fgsm", "eps": "24/0"}]}, "422: attacks.0.eps: the denominator is 0"),
             ([1, 2], "422: the body must be a JSON object"),
+            ("null", "422: the body must be a JSON object"),
+            ("# nothing\n", "422: the body must be a JSON object"),
         ],
     )
     def test_a_refusal_shows_where_and_what_would_be_right(self, gauntlet: Command, spec: Any, said: str):
@@ -156,8 +203,9 @@ class TestSubmit:
 
     @pytest.mark.parametrize(
         ("text", "said"),
-        [("{", "is no job"), ("lr: .nan", "is no job"), ("when: 2026-01-01", "is no job"), ("\x00", "is no job")],
-    )
+        [("{", "is no job"), ("lr: .nan", "is no job"), ("when: 2026-01-01", "is no job"), ("\x00", "is no job"),
+         ("[" * 3000, "is no job: it is nested too deeply"), ("a: " + "[" * 3000, "it is nested too deeply")],
+    )  # fmt: skip
     def test_a_file_that_is_no_job(self, gauntlet: Command, text: str, said: str):
         status, _, errors = gauntlet("submit", gauntlet.file(text))
         assert (status, said in errors) == (1, True)
