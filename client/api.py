@@ -33,11 +33,13 @@ def service_url(given: str | None) -> str:
 class ApiRefused(Exception):
     """The service answered with an error; the message says which field and what would be right."""
 
-    def __init__(self, status: int, body: dict[str, Any]):
+    def __init__(self, status: int, body: Any):
         self.status = status
-        self.code: str = body.get("error", {}).get("code", "")
-        self.fields: list[dict[str, Any]] = body.get("error", {}).get("fields", [])
-        super().__init__(f"{status}: {body.get('error', {}).get('message', body)}")
+        said: Any = body.get("error", body) if isinstance(body, dict) else body
+        error: dict[str, Any] = said if isinstance(said, dict) else {"message": said}  # of a proxy, in its own shape
+        self.code: str = error.get("code", "")
+        self.fields: list[dict[str, Any]] = error.get("fields", [])
+        super().__init__(f"{status}: {error.get('message', error)}")
 
 
 class AnswerLost(Exception):
@@ -171,6 +173,13 @@ class Client:
         try:
             return self._http.get("/readyz").is_success
         except httpx.TransportError:
+            return False
+
+    def is_gauntlet(self) -> bool:
+        """Return whether what answers is this service, and not another that speaks JSON too."""
+        try:
+            return self.get("/openapi.json")["info"]["title"] == "Gauntlet"
+        except (ApiRefused, httpx.TransportError, LookupError, TypeError):
             return False
 
     def _pages(self, path: str, name: str, filters: dict[str, Any]) -> Iterator[dict[str, Any]]:

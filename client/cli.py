@@ -93,6 +93,10 @@ def _answered(options: argparse.Namespace) -> int:
         said = f"{url} has not answered for {TIMEOUT:.0f} s; `gauntlet jobs` shows what was made once it does"
     except (httpx.TransportError, httpx.InvalidURL) as error:
         said = f"no service at {url}: {error}; start one with `make serve`"
+    except (AttributeError, LookupError, TypeError, ValueError):
+        if Client(options.url).is_gauntlet():
+            raise
+        said = f"{url} is no Gauntlet service"
     print(f"gauntlet: {said}", file=sys.stderr)
     return 1
 
@@ -119,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_list_commands(add)
     _add_result_commands(add)
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def _add_job_commands(add: AddCommand) -> None:
@@ -157,12 +168,12 @@ def _add_job_commands(add: AddCommand) -> None:
 
 def _add_list_commands(add: AddCommand) -> None:
     jobs = add("jobs", help="list jobs, newest first")
-    jobs.add_argument("--limit", type=int, default=20)
+    jobs.add_argument("--limit", type=_at_least_one, default=20)
     jobs.set_defaults(run=_jobs)
 
     models = add("models", help="list trained models, newest first")
     models.add_argument("--dataset", help="only those trained on it")
-    models.add_argument("--limit", type=int, default=20)
+    models.add_argument("--limit", type=_at_least_one, default=20)
     models.set_defaults(run=_models)
 
     workers = add("workers", help="list worker processes, newest first")
@@ -170,7 +181,7 @@ def _add_list_commands(add: AddCommand) -> None:
 
     figures = add("figures", help="list figures, newest first, and where they are")
     _narrowed(figures, FIGURES, forms=False)
-    figures.add_argument("--limit", type=int, default=20)
+    figures.add_argument("--limit", type=_at_least_one, default=20)
     figures.set_defaults(run=_figures)
 
 
@@ -284,7 +295,7 @@ def _spec(options: argparse.Namespace) -> Any:
     """Return the job; a file of JSON as it stands, so that the service reads what the user wrote."""
     if (options.file is None) == (options.suite is None):
         raise _misuse("gauntlet submit: give a file or --suite NAME")
-    if options.suite:
+    if options.suite is not None:
         return {"suite": options.suite, **({} if options.dataset is None else {"dataset": options.dataset})}
     if options.dataset is not None:
         raise _misuse("gauntlet submit: --dataset goes with --suite; a file has a dataset of its own")
@@ -369,7 +380,7 @@ def _log(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
-    filters = {"dataset": options.dataset} if options.dataset else {}
+    filters = {} if options.dataset is None else {"dataset": options.dataset}
     for _, model in zip(range(options.limit), Client(options.url).models(**filters), strict=False):
         clean = "--" if model["clean_accuracy"] is None else f"{100 * model['clean_accuracy']:.1f} %"
         print(f"{model['key']}  {model['dataset']:17}  {clean:>7}  {model['label']}, seed {model['seed']}")
@@ -420,19 +431,19 @@ def _figures(options: argparse.Namespace) -> int:
 
 def _paper(options: argparse.Namespace) -> int:
     client = Client(options.url)
-    if options.write:
+    if options.write is not None:
         return _write(client, options)
     if options.table is None:
         raise _misuse("gauntlet paper: which table, 1, 2 or 3?")
     names = ("suite", "job", "dataset", "device")
-    chosen = {name: getattr(options, name) for name in names if getattr(options, name)}
+    chosen = {name: value for name in names if (value := getattr(options, name)) is not None}
     _print(client, f"/results/paper/{options.table}", options.format or "table", **chosen)
     return 0
 
 
 def _write(client: Client, options: argparse.Namespace) -> int:
-    if not options.suite:
-        raise _misuse("gauntlet paper: --write needs --suite")
+    if not options.suite or not options.write:
+        raise _misuse("gauntlet paper: --write needs a folder, and --suite")
     unused = [name for name in ("table", "format", "job") if getattr(options, name) is not None]
     if unused:
         raise _misuse(f"gauntlet paper: --write writes every table, in one form; leave {unused[0]} out")
@@ -441,6 +452,8 @@ def _write(client: Client, options: argparse.Namespace) -> int:
             print(f"wrote {path}")
     except paper.NothingToWrite as error:
         raise SystemExit(f"gauntlet paper: {error}") from None
+    except OSError as error:
+        raise SystemExit(f"gauntlet paper: cannot write to {options.write}: {error}") from None
     return 0
 
 

@@ -68,7 +68,7 @@ def _source(session: Session, table: int, query: PaperQuery) -> Source:
     """
     if query.job is not None:
         return _job(session, table, query, query.job)
-    suite = query.suite or SUITES[table]
+    suite = SUITES[table] if query.suite is None else query.suite
     allowed = [name for name in suites() if fits(table, name)]
     if suite not in suites():
         said = f"the suite {suite!r} does not exist; for table {table}: {', '.join(allowed)}"

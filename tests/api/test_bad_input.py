@@ -437,6 +437,7 @@ ADDRESSES = {
     "/results/cost?suite=nope": (422, "suite", "there is no suite 'nope'"),
     "/results/curves?suite=nope": (422, "suite", "there is no suite 'nope'"),
     "/results/paper/1?suite=nope": (422, "suite", "the suite 'nope' does not exist"),
+    "/results/paper/1?suite=": (422, "suite", "the suite '' does not exist"),
     "/jobs?suite=nope": (422, "suite", "there is no suite 'nope'"),
     "/results/whitebox-matrix?device=tpu": (422, "device", "'cpu' or 'cuda'"),
     "/results/whitebox-matrix?format=xml": (422, "format", "'json', 'csv', 'markdown', 'latex' or 'text'"),

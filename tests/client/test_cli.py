@@ -292,6 +292,12 @@ class TestLooking:
         assert [line.split()[0] for line in output.splitlines()] == numbers[:0:-1]
         assert output.splitlines()[0].endswith(" %  c")
 
+    @pytest.mark.parametrize("command", ["jobs", "models", "figures"])
+    @pytest.mark.parametrize("limit", ["-1", "0"])
+    def test_a_list_of_nothing_is_refused(self, gauntlet: Command, command: str, limit: str):
+        status, _, errors = gauntlet(command, "--limit", limit)
+        assert (status, "must be at least 1" in errors) == (2, True)
+
     def test_cancel(self, gauntlet: Command):
         number = submitted(gauntlet("submit", gauntlet.file({**JOB, "seeds": [next(SEEDS)]}))[1])
         assert gauntlet("cancel", number) == (0, "cancelled\n", "")
@@ -439,13 +445,25 @@ class TestNoService:
         status, _, errors = nobody("jobs")
         assert (status, f"no service at {url}" in errors) == (1, True)
 
-    @pytest.mark.parametrize("code", [200, 500])
-    def test_somebody_else(self, nobody: Command, code: int):
+    @pytest.mark.parametrize(
+        ("code", "body", "said"),
+        [
+            (200, b"<html>another program</html>", "is no Gauntlet service"),
+            (500, b"<html>another program</html>", "500: <html>another program</html>"),
+            (200, b'{"hello": 1}', "is no Gauntlet service"),
+            (200, b"[1, 2]", "is no Gauntlet service"),
+            (200, b'{"jobs": [{"id": {}}], "cursor": null}', "is no Gauntlet service"),
+            (502, b'{"error": "bad gateway"}', "gauntlet: 502: bad gateway"),
+            (502, b'"bad gateway"', "gauntlet: 502: bad gateway"),
+            (502, b'{"detail": "bad gateway"}', "bad gateway"),
+        ],
+    )
+    def test_somebody_else(self, nobody: Command, code: int, body: bytes, said: str):
         class Other(BaseHTTPRequestHandler):
             def do_GET(self):
                 self.send_response(code)
                 self.end_headers()
-                self.wfile.write(b"<html>another program</html>")
+                self.wfile.write(body)
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -456,8 +474,7 @@ class TestNoService:
         status, _, errors = nobody("jobs")
         server.shutdown()
         server.server_close()
-        assert status == 1
-        assert ("is no Gauntlet service" if code == 200 else "another program") in errors
+        assert (status, said in errors) == (1, True)
 
 
 class TestClient:

@@ -66,6 +66,32 @@ def test_other_forms(tiny: Served, capsys: pytest.CaptureFixture[str], form: str
     assert said in paper(tiny, capsys, "1", "--suite", SUITE, "--format", form)[1]
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--job", "0", "422: job: "),
+        ("--suite", "", "the suite '' does not exist"),
+        ("--dataset", "", "unknown dataset ''"),
+    ],
+)
+def test_an_option_that_is_empty_shows_no_other_table(
+    tiny: Served, capsys: pytest.CaptureFixture[str], option: str, value: str, said: str
+):
+    status, out, error = paper(tiny, capsys, "1", option, value)
+    assert (status, out, said in error) == (1, "", True)
+    if option == "--dataset":
+        assert cli.main(["--url", tiny.url, "models", option, value]) == 1
+
+
+def test_a_folder_that_cannot_be_written(tiny: Served, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="gauntlet paper: cannot write to /proc/x: "):
+        paper(tiny, capsys, "--suite", SUITE, "--write", "/proc/x")
+    for nothing in (["1", "--write", ""], ["--suite", SUITE, "--write", ""]):
+        with pytest.raises(SystemExit) as end:
+            paper(tiny, capsys, *nothing)
+        assert end.value.code == 2
+
+
 def test_a_suite_on_other_images_is_refused_with_those_that_fit(tiny: Served, capsys: pytest.CaptureFixture[str]):
     status, _, error = paper(tiny, capsys, "3", "--suite", SUITE)
     assert status == 1
