@@ -2,8 +2,9 @@
 
 import csv
 import io
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from api.paper import PaperCell, PaperMeasurement, PaperReply
 from api.schemas import CellReply, MatrixReply
@@ -41,14 +42,14 @@ def inert(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
 
 
-def to_markdown(matrix: MatrixReply) -> str:
+def to_markdown(matrix: MatrixReply, more: Sequence[str] = ()) -> str:
     """Return the table in per cent with the farther end of the 95 % interval, and what a reader has to know."""
-    return markdown_table(_head(matrix), _lines(matrix), [_caption(matrix), *remarks(matrix)])
+    return markdown_table(_head(matrix), _lines(matrix), [_caption(matrix), *remarks(matrix), *more])
 
 
-def to_latex(matrix: MatrixReply) -> str:
+def to_latex(matrix: MatrixReply, more: Sequence[str] = ()) -> str:
     """Return a tabular environment (booktabs) with the scope, and what a reader has to know, as comments."""
-    return latex_table(_head(matrix), _lines(matrix), [_caption(matrix), *remarks(matrix)])
+    return latex_table(_head(matrix), _lines(matrix), [_caption(matrix), *remarks(matrix), *more])
 
 
 def _head(matrix: MatrixReply) -> list[str]:
@@ -65,8 +66,8 @@ def _lines(matrix: MatrixReply) -> list[list[str]]:
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
     """Return a table, the first of the notes below it, and the others as a list."""
-    said = [f"- {_md(line)}" for line in notes[1:]]
-    return "\n".join([*_ruled(head, body), "", notes[0], *([""] if said else []), *said, ""])
+    caption, *said = [_md(" ".join(note.split())) for note in notes]
+    return "\n".join([*_ruled(head, body), "", caption, *([""] if said else []), *(f"- {line}" for line in said), ""])
 
 
 def _ruled(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
@@ -74,8 +75,12 @@ def _ruled(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
+_MARKUP = re.compile(r"[\\*<|\[\]`]|(?<![^\W_])_|_(?![^\W_])")
+"""What Markdown would take for its own; an underscore between letters, as in batch_size, it does not."""
+
+
 def _md(text: str) -> str:
-    return "".join(f"\\{character}" if character in "\\*<|" else character for character in text)
+    return _MARKUP.sub(r"\\\g<0>", text)
 
 
 def latex_table(head: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
@@ -201,7 +206,7 @@ def paper_markdown(table: PaperReply) -> str:
     for loss in losses_run(table):
         said = f"Attacks climb the loss of the {loss} targets." if loss == "training" else LABEL
         lines += [said, "", *_ruled(["", *table.columns], _paper_rows(table, loss)), ""]
-    lines += [f"- {line}" for line in paper_notes(table)]
+    lines += [f"- {line}" for line in paper_notes(table, _md)]
     return "\n".join([*lines, ""])
 
 
@@ -254,8 +259,11 @@ def _paper_caption(table: PaperReply) -> str:
 MARKS = "~ the published value is within our seeds' spread, ! it is not, no mark: too few seeds to say; -- not run"
 
 
-def paper_notes(table: PaperReply) -> list[str]:
-    """Return what a reader has to know: reductions, choices, where cells were computed, what is missing, cautions."""
+def paper_notes(table: PaperReply, written: Callable[[str], str] = str) -> list[str]:
+    """Return what a reader has to know: reductions, choices, where cells were computed, what is missing, cautions.
+
+    What a file of results says of its machine is another's text, and is `written` so that it is text.
+    """
     protocol = [f"Not the paper's protocol: {line}" for line in table.reductions] or ["The paper's protocol."]
     seeds = sorted({seed.seed for ours in _measurements(table) for seed in ours.seeds})
     # nothing that is run later adds a cell to one job's table
@@ -266,7 +274,7 @@ def paper_notes(table: PaperReply) -> list[str]:
         *(f"Open in the paper: {line}" for line in table.choices),
         *([f"{table.scope.dataset}: {note}"] if note else []),
         f"Seeds: {', '.join(map(str, seeds)) or 'none'}.",
-        *(f"{origin.evaluations} evaluations on {_where(origin.environment)}." for origin in table.origins),
+        *(f"{origin.evaluations} evaluations on {written(_where(origin.environment))}." for origin in table.origins),
         *(f"{number} cells are missing or incomplete; `{command}` runs them." for command, number in missing.items()),
         *table.cautions,
     ]

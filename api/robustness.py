@@ -264,7 +264,7 @@ def to_csv(table: RobustnessReply) -> str:
 
 def to_markdown(table: RobustnessReply) -> str:
     """Return the accuracies in per cent, and below them the pairs with the reference."""
-    return "\n".join([exports.to_markdown(as_matrix(table)), *(f"- {pair}" for pair in _pairs(table)), ""])
+    return exports.to_markdown(as_matrix(table), _pairs(table))
 
 
 def _pairs(table: RobustnessReply) -> list[str]:
@@ -283,8 +283,8 @@ def to_text(table: RobustnessReply) -> str:
 
 
 def to_latex(table: RobustnessReply) -> str:
-    """Return the accuracies in per cent as a tabular environment, and below it the pairs as comments."""
-    return exports.to_latex(as_matrix(table)) + "".join(f"% {pair}\n" for pair in _pairs(table))
+    """Return the accuracies in per cent as a tabular environment, and the pairs among its comments."""
+    return exports.to_latex(as_matrix(table), _pairs(table))
 
 
 WRITERS: Mapping[str, Callable[[RobustnessReply], str]] = {

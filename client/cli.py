@@ -443,7 +443,7 @@ def _paper(options: argparse.Namespace) -> int:
 
 def _write(client: Client, options: argparse.Namespace) -> int:
     if not options.suite or not options.write:
-        raise _misuse("gauntlet paper: --write needs a folder, and --suite")
+        raise _misuse("gauntlet paper: --write needs --suite, and the name of a folder")
     unused = [name for name in ("table", "format", "job") if getattr(options, name) is not None]
     if unused:
         raise _misuse(f"gauntlet paper: --write writes every table, in one form; leave {unused[0]} out")

@@ -1,6 +1,7 @@
 """The paper's tables and figures from the service, written to a folder of results."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -202,7 +203,8 @@ def _of_what(matrix: dict[str, Any]) -> str:
         if any(cell["accuracy"] is not None for cell in cells)
     ]  # fmt: skip
     seeds = {seed["seed"] for cells in matrix["cells"] for cell in cells for seed in cell["seeds"]}
-    return f"Results of {', '.join(models)}; seeds {', '.join(map(str, sorted(seeds)))}. " if models else ""
+    named = re.sub(r"[\\*<|\[\]`]", r"\\\g<0>", ", ".join(models))  # a label is no markup
+    return f"Results of {named}; seeds {', '.join(map(str, sorted(seeds)))}. " if models else ""
 
 
 def _is(drawn: dict[str, Any], asked: dict[str, Any]) -> bool:

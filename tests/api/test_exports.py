@@ -61,12 +61,28 @@ def test_labels_that_would_be_markup_are_text():
     rows = [AxisReply(key="n", label="[a] *b* <i>|"), AxisReply(key="i", label="*")]
     odd = MATRIX.model_copy(update={"rows": rows, "cautions": ["two\nlines of *one*"]})
     text = to_markdown(odd)
-    assert r"| [a] \*b\* \<i>\| | 60.00 ± 10.00* |" in text
+    assert r"| \[a\] \*b\* \<i>\| | 60.00 ± 10.00* |" in text
     assert "\n- two lines of \\*one\\*\n" in text
     text = to_latex(odd)
     assert r"{}[a] *b* \textless{}i\textgreater{}\textbar{} & 60.00 $\pm$ 10.00* &" in text
     assert "\n{}* & 0.00" in text
     assert "% two lines of *one*\n" in text
+
+
+@pytest.mark.parametrize(
+    ("label", "written"),
+    [
+        ("![p](http://evil/p.png)", r"!\[p\](http://evil/p.png)"),
+        ("`code`", r"\`code\`"),
+        ("_a_ __b__", r"\_a\_ \_\_b\_\_"),
+        ("fgsm_adv batch_size", "fgsm_adv batch_size"),
+    ],
+)
+def test_markdown_shows_a_label_as_it_is(label: str, written: str):
+    columns = [AxisReply(key="n", label=label), AxisReply(key="e", label="e2SAD S")]
+    text = to_markdown(MATRIX.model_copy(update={"columns": columns, "cautions": [f"ill-conditioned ({label})"]}))
+    assert f"|  | {written} | e2SAD S |" in text
+    assert f"\n- ill-conditioned ({written})\n" in text
 
 
 def test_every_form_names_the_attack_that_no_row_names():

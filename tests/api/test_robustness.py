@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from api.robustness import COLUMNS
+from api.robustness import COLUMNS, RobustnessReply, to_latex, to_markdown
 from api.routes import robustness
 from core.statistics import accuracy_interval, mcnemar_exact, wilson
 from store import stages
@@ -175,6 +175,14 @@ def test_forms(worked: House):
     etag = worked.client.get(ADDRESS).headers["etag"]
     for known in (etag, "*"):
         assert worked.client.get(ADDRESS, headers={"If-None-Match": known}).status_code == 304
+
+
+def test_a_label_is_text_below_the_table_too(worked: House):
+    table = RobustnessReply.model_validate(worked.get(ADDRESS))
+    table = table.model_copy(update={"reference": "![p](http://evil/p.png)\nx"})
+    pair = "images only one of them gets right at its worst: seed 0: 3 and 0, p = 0.25"
+    assert f"\n- B and !\\[p\\](http://evil/p.png) x, {pair}" in to_markdown(table)
+    assert f"\n% B and ![p](http://evil/p.png) x, {pair}" in to_latex(table)
 
 
 def test_nothing_there(small_house: House):
