@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -26,13 +26,14 @@ from api.places import resolved
 from core.attacks import ATTACKS
 from core.defenses import DEFENSES
 from core.errors import ModelMissing, SpecError
+from core.fields import seen
 from core.figures import FIGURES
 from core.networks import NETWORKS
 
 RETRY_SECONDS = 5
 SOON_SECONDS = 1
 """For what a request in progress will have done soon."""
-QueryText = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+QueryText = Annotated[str, Field(max_length=200), AfterValidator(seen)]
 """Text of a query parameter, as a job's texts are; PostgreSQL holds no NUL."""
 
 

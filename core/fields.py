@@ -1,6 +1,7 @@
 """Field types that specs share: exact pixel distances, bounded numbers."""
 
 import re
+import unicodedata
 from fractions import Fraction
 from typing import Annotated, Any
 
@@ -61,6 +62,24 @@ def _within(low: Fraction, high: Fraction) -> BeforeValidator:
         return pixels
 
     return BeforeValidator(check)
+
+
+UNSEEN = ("Cc", "Cf", "Zl", "Zp")
+"""Categories of Unicode that show nothing, and may turn or break the line they stand in."""
+JOINERS = "\u200c\u200d"
+"""Of those, what languages and emoji are written with."""
+
+
+def seen(text: str) -> str:
+    """Return `text`, of which a reader sees every character.
+
+    Raises:
+        ValueError: one controls a terminal, the direction of the text or the line, or is not to be seen.
+    """
+    for character in text:
+        if unicodedata.category(character) in UNSEEN and character not in JOINERS:
+            raise ValueError(f"holds a control character (U+{ord(character):04X})")
+    return text
 
 
 _SCHEMA = {

@@ -24,7 +24,7 @@ from core.attacks import AnyAttack
 from core.datasets import DATASETS
 from core.defenses import AnyDefense
 from core.errors import SpecError
-from core.fields import Count, Number, Seed
+from core.fields import Count, Number, Seed, seen
 from core.figures import AnyFigure
 from core.kinds import Spec, known_name, names_of
 from core.networks import AnyNetwork
@@ -44,10 +44,8 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$"), AfterValidator(_not_blank)]
-Tags = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^\x00-\x1f]*$")]], Field(max_length=20)
-]
+Text = Annotated[str, Field(max_length=200), AfterValidator(seen), AfterValidator(_not_blank)]
+Tags = Annotated[list[Annotated[str, Field(min_length=1, max_length=60), AfterValidator(seen)]], Field(max_length=20)]
 
 
 DatasetName = Annotated[str, AfterValidator(known_name(DATASETS, "dataset")), names_of(DATASETS)]

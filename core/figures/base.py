@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
+from core.fields import seen
 from core.kinds import Kind
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 8
 """Models in one figure: as many as there are colours that everybody can tell apart."""
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f]*$")]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(seen)]
 Values = dict[str, Any]
 """What a figure shows, as JSON."""
 

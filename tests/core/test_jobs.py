@@ -1,5 +1,6 @@
 """Job specs: what a user may write, and what it is read as."""
 
+import re
 from typing import Any
 
 import pytest
@@ -99,13 +100,23 @@ def test_true_and_false_are_no_words_and_no_numbers(cls: Any):
                 cls(**{name: value})
 
 
-@pytest.mark.parametrize("text", ["\0", "a\nb", "\x1f", "x" * 201])
-def test_texts_hold_no_control_characters(text: str):
-    with pytest.raises(ValidationError):
-        read({"defense": NATURAL, "name": text})
+@pytest.mark.parametrize(
+    "character", ["\0", "\n", "\x1f", "\x7f", "\x85", "\x9b", "\xad", "\u2028", "\u2029", "\u202e", "\u2066", "\ufeff"]
+)
+def test_texts_hold_no_control_characters(character: str):
+    text = f"a{character}b"
+    named = {"defenses": [{"defense": NATURAL, "name": text}]}
+    for spec in ({"defense": NATURAL, "name": text}, {"defense": NATURAL, "tags": [text]}, named):
+        with pytest.raises(ValidationError, match=re.escape(f"holds a control character (U+{ord(character):04X})")):
+            read(spec)
 
 
-@pytest.mark.parametrize("text", ["", "Größe & 100 % <b>_#", "名前", "x" * 200, "=SUM(A1)"])
+def test_texts_are_bounded():
+    with pytest.raises(ValidationError, match="at most 200 characters"):
+        read({"defense": NATURAL, "name": "x" * 201})
+
+
+@pytest.mark.parametrize("text", ["", "Größe & 100 % <b>_#", "名前", "x" * 200, "=SUM(A1)", "👩\u200d🔬", "a\u200cb"])
 def test_texts_hold_everything_else(text: str):
     assert read({"defense": NATURAL, "name": text}).name == text
 
