@@ -20,6 +20,8 @@ SHARE = 20
 """A job is asked for again after so many times the time its answer took: one of thousands of stages is megabytes."""
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.LocalProtocolError, httpx.UnsupportedProtocol)
 """What is raised where no service has heard a request; an earlier try of it may have been heard."""
+SAID_AFTER = 5.0
+"""Seconds without an answer, after which it is said that one is waited for: a service that starts anew takes fewer."""
 UNAVAILABLE = httpx.codes.SERVICE_UNAVAILABLE.value
 T = TypeVar("T")
 
@@ -44,6 +46,14 @@ class ApiRefused(Exception):
 
 class AnswerLost(Exception):
     """The service may have done what it was asked for, and has not said so however often it was asked again."""
+
+
+class NoAnswer(Exception):
+    """The service answered once, and then no more."""
+
+
+def _to_nobody(_: str) -> None:
+    """Tell nobody."""
 
 
 class Client:
@@ -104,11 +114,16 @@ class Client:
             yield from lines
             after = lines[-1]["number"]
 
-    def watch(self, job_id: int, every: float = 1.0) -> Iterator[dict[str, Any]]:
+    def watch(
+        self, job_id: int, every: float = 1.0, tell: Callable[[str], object] = _to_nobody
+    ) -> Iterator[dict[str, Any]]:
         """Yield the job again and again until it has ended; the last one yielded is its end.
 
         A large job is asked for less often, and at once when its events say that it has ended. A service that has
-        answered once and then does not for a moment is waited for.
+        answered once and then does not is waited for, which `tell` is told once.
+
+        Raises:
+            NoAnswer: it did not for REPEAT_SECONDS.
         """
         began = time.monotonic()
         job = self.job(job_id)
@@ -117,31 +132,39 @@ class Client:
             yield job
             if job["state"] in ENDED:
                 return
-            self._rest(job, every, max(every, SHARE * took))
+            self._rest(job, every, max(every, SHARE * took), tell)
             began = time.monotonic()
-            job = self._when_it_answers(lambda: self.job(job_id), every)
+            job = self._when_it_answers(lambda: self.job(job_id), every, tell)
 
-    def _rest(self, job: dict[str, Any], every: float, longest: float) -> None:
+    def _rest(self, job: dict[str, Any], every: float, longest: float, tell: Callable[[str], object]) -> None:
         """Return when the job has ended, or after `longest`."""
         until = time.monotonic() + longest
         seen = job["last_event"]
         time.sleep(every)
         while (left := until - time.monotonic()) > 0:
-            for event in self._when_it_answers(lambda after=seen: list(self.history(job["id"], after)), every):
+            for event in self._when_it_answers(lambda after=seen: list(self.history(job["id"], after)), every, tell):
                 seen = event["seq"]
                 if event["kind"].removeprefix("job.") in ENDED:
                     return
             time.sleep(min(every, left))
 
-    def _when_it_answers(self, ask: Callable[[], T], every: float) -> T:
+    def _when_it_answers(self, ask: Callable[[], T], every: float, tell: Callable[[str], object]) -> T:
+        began, told = time.monotonic(), False
         while True:
             try:
                 return ask()
-            except httpx.TransportError:
-                pass
+            except httpx.TransportError as error:
+                failure: Exception = error
             except ApiRefused as refusal:
                 if refusal.status != UNAVAILABLE:
                     raise
+                failure = refusal
+            said = f"no answer from {self.url} for {time.monotonic() - began:.0f} s ({failure})"
+            if time.monotonic() - began > REPEAT_SECONDS:
+                raise NoAnswer(said) from failure
+            if time.monotonic() - began > SAID_AFTER and not told:
+                tell(f"{said}, still trying")
+                told = True
             time.sleep(every)
 
     def matrix(self, name: str, **filters: Any) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import httpx
 import yaml
 
 from client import paper, progress
-from client.api import TIMEOUT, AnswerLost, ApiRefused, Client, service_url
+from client.api import TIMEOUT, AnswerLost, ApiRefused, Client, NoAnswer, service_url
 
 ADMIN = ("data", "doctor", "gc", "backup", "restore", "export", "import")
 """Commands that run on the service's own machine."""
@@ -89,6 +89,8 @@ def _answered(options: argparse.Namespace) -> int:
                 said += f"\n  {field['path']}: {allowed}"
     except AnswerLost as error:
         said = f"{error}; the job may have been made, and `gauntlet jobs` shows it if so"
+    except NoAnswer as error:
+        said = f"{error}; the job goes on without being watched, or waits, and `gauntlet watch` shows it again"
     except (httpx.ReadTimeout, httpx.WriteTimeout):
         said = f"{url} has not answered for {TIMEOUT:.0f} s; `gauntlet jobs` shows what was made once it does"
     except (httpx.TransportError, httpx.InvalidURL) as error:
@@ -322,7 +324,11 @@ def _watch(client: Client, job_id: int) -> int:
     live = sys.stdout.isatty()
     shown, last = "", 0.0
     job: dict[str, Any] = {}
-    for job in client.watch(job_id):
+
+    def tell(said: str) -> None:
+        print("\n" * live + f"gauntlet: {said}", file=sys.stderr)
+
+    for job in client.watch(job_id, tell=tell):
         line = progress.line(job)
         if live:
             width = shutil.get_terminal_size().columns - 1  # a line that wraps would stay where it is

@@ -278,7 +278,9 @@ class TestLooking:
         monkeypatch.setenv("COLUMNS", "30")
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         shown = Client.watch
-        monkeypatch.setattr(Client, "watch", lambda *_: (finish_behind(served, job) for job in shown(*_)))
+        monkeypatch.setattr(
+            Client, "watch", lambda *_, **more: (finish_behind(served, job) for job in shown(*_, **more))
+        )
         status, output, _ = gauntlet("watch", number)
         *lines, end = output.split("\r\033[K")[1:]
         assert (status, "succeeded 100.0 %  9/9 stages" in end) == (0, True)
@@ -556,6 +558,21 @@ class TestClient:
             proxy.refusing = 404
             with pytest.raises(ApiRefused):
                 next(seen)
+
+    @pytest.mark.parametrize("refusing", [503, Proxy.HANG])
+    def test_watching_says_that_it_waits_and_does_not_wait_forever(
+        self, served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refusing: int
+    ):
+        monkeypatch.setattr(api, "SAID_AFTER", 0.2)
+        monkeypatch.setattr(api, "REPEAT_SECONDS", 2.0)
+        monkeypatch.setattr(Client.__init__, "__defaults__", (None, 1.0))
+        number = Client(served.url, 30).post_job({**JOB, "seeds": [next(SEEDS)]})["id"]
+        with Proxy(served) as proxy:
+            Timer(0.5, lambda: setattr(proxy, "refusing", refusing)).start()
+            assert cli.main(["--url", proxy.url, "watch", str(number)]) == 1
+        said, last = (line for line in capsys.readouterr().err.splitlines() if line.startswith("gauntlet: "))
+        assert re.fullmatch(rf"gauntlet: no answer from {proxy.url} for \d s \(.+\), still trying", said)
+        assert re.match(rf"gauntlet: no answer from {proxy.url} for \d s \(.+\); the job goes on", last)
 
     @pytest.mark.parametrize("retries", [False, True])
     def test_a_post_whose_answer_is_lost_is_repeated_and_makes_one_job(
