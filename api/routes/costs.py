@@ -9,7 +9,7 @@ from api import costs as views
 from api.costs import CostTable, CurvesReply
 from api.errors import RESPONSES, Invalid
 from api.filters import JobQuery, require_model
-from api.forms import FORMS, Accept, Form, IfNoneMatch, answer
+from api.forms import FORMS, Accept, Form, IfNoneMatch, answer, json_answer
 from api.service import ServiceDep
 from core.jobs import Key
 from store import costs
@@ -52,8 +52,8 @@ def cost(
     return answer(views.cost_table(costs.runs(found)), views.WRITERS, query.format, accept, if_none_match)
 
 
-@router.get("/curves")
-def curves(query: Annotated[CurvesQuery, Query()], service: ServiceDep) -> CurvesReply:
+@router.get("/curves", response_model=CurvesReply)
+def curves(query: Annotated[CurvesQuery, Query()], service: ServiceDep) -> Response:
     """Answer with the training curves of models: losses and accuracy against iterations."""
     with service.database.read() as session:
         query.require(session)
@@ -62,4 +62,4 @@ def curves(query: Annotated[CurvesQuery, Query()], service: ServiceDep) -> Curve
         found = costs.trainings(session, most=MAX_CURVES, suite=query.suite, job=query.job, keys=query.model)
     if len(found) > MAX_CURVES:
         raise Invalid(f"these are more than {MAX_CURVES} models; narrow with model=, job= or suite=")
-    return views.curves(found, service.store.get)
+    return json_answer(views.curves(found, service.store.get))

@@ -10,6 +10,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from api.errors import RESPONSES, Invalid, NotFound
+from api.forms import json_answer
 from api.routes.jobs import JobId
 from api.schemas import EventReply
 from api.service import Service, ServiceDep
@@ -24,16 +25,16 @@ STREAM_SECONDS = 600.0
 """A stream ends after this long; the client reconnects with Last-Event-ID and misses nothing."""
 
 
-@router.get("/jobs/{job_id}/history")
+@router.get("/jobs/{job_id}/history", response_model=list[EventReply])
 def history(
     job_id: JobId,
     service: ServiceDep,
     after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Events up to this number are left out.")] = 0,
     limit: Annotated[int, Query(ge=1, le=5000, description="Events at most.")] = 1000,
-) -> list[EventReply]:
+) -> Response:
     """List what happened to a job, oldest first; numbers have no gaps."""
     found, _ = _read(service, job_id, after, limit)
-    return found
+    return json_answer(found)
 
 
 def _start(

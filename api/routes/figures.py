@@ -3,12 +3,13 @@
 import json
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.errors import RESPONSES, NotFound
 from api.filters import JobQuery, require_model
+from api.forms import json_answer
 from api.schemas import FigureReply, ModelName, SurfaceReply
 from api.service import Service, ServiceDep
 from core.errors import ArtifactCorrupt
@@ -58,22 +59,30 @@ class FigureQuery(JobQuery):
         )  # fmt: skip
 
 
-@router.get("/figures")
-def list_figures(query: Annotated[FigureQuery, Query()], service: ServiceDep) -> list[FigureReply]:
+class SurfaceQuery(FigureQuery):
+    """How a list of loss surfaces is narrowed."""
+
+    limit: Annotated[int, Field(ge=1, le=10)] = 5
+    """Surfaces at most, the newest ones: the values of one may take two megabytes."""
+
+
+@router.get("/figures", response_model=list[FigureReply])
+def list_figures(query: Annotated[FigureQuery, Query()], service: ServiceDep) -> Response:
     """List figures of every kind, newest first, with links to values, pictures and pages."""
     with service.database.read() as session:
         query.require(session)
-        return [FigureReply(**_figure(found)) for found in figures(session, query.filters(), query.limit)]
+        drawn = figures(session, query.filters(), query.limit)
+        return json_answer([FigureReply(**_figure(found)) for found in drawn])
 
 
-@router.get("/surfaces")
-def list_surfaces(query: Annotated[FigureQuery, Query()], service: ServiceDep) -> list[SurfaceReply]:
+@router.get("/surfaces", response_model=list[SurfaceReply])
+def list_surfaces(query: Annotated[SurfaceQuery, Query()], service: ServiceDep) -> Response:
     """List loss surfaces, newest first, with their values and with links to pictures and pages."""
     with service.database.read() as session:
         query.require(session)
         drawn = figures(session, query.filters(SURFACES), query.limit)
         replies = [(_figure(found), found.artifacts.get(VALUES)) for found in drawn]
-    return [SurfaceReply(**reply, **_values(service, reply["state"], sha256)) for reply, sha256 in replies]
+    return json_answer([SurfaceReply(**reply, **_values(service, reply["state"], sha256)) for reply, sha256 in replies])
 
 
 def _figure(found: DrawnFigure) -> dict[str, Any]:

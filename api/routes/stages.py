@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from api import views
 from api.errors import RESPONSES, NotFound
-from api.forms import IfNoneMatch, is_known
+from api.forms import IfNoneMatch, is_known, json_answer
 from api.schemas import (
     AttemptReply,
     EnvironmentReply,
@@ -85,20 +85,20 @@ def _attempt(row: Attempt) -> AttemptReply:
     )  # fmt: skip
 
 
-@router.get("/stages/{key}/log")
+@router.get("/stages/{key}/log", response_model=list[LogLine])
 def get_log(
     key: StageKey,
     service: ServiceDep,
     after: Annotated[int, Query(ge=0, le=2**62, description="Lines up to this number are left out.")] = 0,
     limit: Annotated[int, Query(ge=1, le=5000, description="Lines at most.")] = 1000,
-) -> list[LogLine]:
+) -> Response:
     """Answer with the lines of a stage's log, oldest first."""
     with service.database.read() as session:
         stage = stages.by_key(session, _whole(session, key))
         if stage is None:
             raise NotFound(f"there is no stage {key}")
         lines = stages.log_of(session, stage.id, after, limit)
-        return [LogLine(number=line.id, at=line.at, fence=line.fence, line=line.line) for line in lines]
+        return json_answer([LogLine(number=line.id, at=line.at, fence=line.fence, line=line.line) for line in lines])
 
 
 @router.get(
@@ -125,17 +125,17 @@ def get_artifact(sha256: Sha256, service: ServiceDep, if_none_match: IfNoneMatch
     return StreamingResponse(parts, media_type=row.media_type, headers={**headers, "Content-Length": str(size)})
 
 
-@router.get("/models")
+@router.get("/models", response_model=ModelPage)
 def list_models(
     service: ServiceDep,
     cursor: Annotated[int | None, Query(ge=1, le=2**62, description="From the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="Models per page.")] = 200,
     dataset: Annotated[DatasetName | None, Query(description="Only models trained on it.")] = None,
-) -> ModelPage:
+) -> Response:
     """List trained models, newest first."""
     with service.database.read() as session:
         page = trained.newest(session, before=cursor, limit=limit, dataset=dataset)
-        return ModelPage(models=[_model(found) for found in page.models], cursor=page.cursor)
+        return json_answer(ModelPage(models=[_model(found) for found in page.models], cursor=page.cursor))
 
 
 def _model(found: TrainedModel) -> ModelReply:

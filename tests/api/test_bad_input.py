@@ -436,6 +436,7 @@ ADDRESSES = {
     "/results/whitebox-matrix?label=x": (422, "label.0", "no model is called 'x'"),
     "/results/whitebox-matrix?suite=nope": (422, "suite", "there is no suite 'nope', and no job was posted as one"),
     "/results/figures?suite=nope": (422, "suite", "there is no suite 'nope'"),
+    "/results/surfaces?limit=11": (422, "limit", "less than or equal to 10"),
     "/results/cost?suite=nope": (422, "suite", "there is no suite 'nope'"),
     "/results/curves?suite=nope": (422, "suite", "there is no suite 'nope'"),
     "/results/paper/1?suite=nope": (422, "suite", "the suite 'nope' does not exist"),
