@@ -5,12 +5,14 @@ import io
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, select, update
 
 from api.exports import COLUMNS
+from api.tags import Tags
 from core.statistics import wilson
-from store.models import Stage
+from store.models import Stage, Tally
 from store.protocol import UNREAD
+from store.tallies import recount_all
 from tests import factories
 from tests.api.house import LITTLE, House
 
@@ -342,6 +344,24 @@ class TestCaching:
         same = house.client.get(BLACKBOX, headers={"If-None-Match": first.headers["etag"]})
         assert same.status_code == 304
         assert len([statement for statement in asked if statement.startswith("SELECT")]) == 1, asked
+
+    def test_what_was_repaired_is_seen_within_a_minute(self, house: House):
+        """A sum that is counted anew is no change of a stage, and moves no stamp."""
+        now = 1000.0
+        house.service.tags = Tags(lambda: now)
+        house.post(LITTLE)
+        house.work(60)
+        with house.service.database.write() as session:
+            session.execute(update(Tally).values(total=Tally.total - 10))
+        wrong = house.client.get(BLACKBOX)
+        with house.service.database.write() as session:
+            recount_all(session)
+        known = {"If-None-Match": wrong.headers["etag"]}
+        assert house.client.get(BLACKBOX, headers=known).status_code == 304
+        now += 60
+        right = house.client.get(BLACKBOX, headers=known)
+        assert (right.status_code, cell(right.json(), "fgsm_adv H", "natural H")["n_correct"]) == (200, 60)
+        assert house.client.get(BLACKBOX, headers={"If-None-Match": right.headers["etag"]}).status_code == 304
 
     def test_every_form_has_a_tag_of_its_own(self, small_house: House):
         small_house.post(LITTLE)
