@@ -12,7 +12,7 @@ from core.jobs import DatasetName
 from core.kinds import known_name, names_of
 from core.networks import NETWORKS
 from core.suites import suites
-from store import jobs, stages
+from store import jobs, labels, stages
 from store.results import Filters
 
 MANY = 50
@@ -55,7 +55,7 @@ class ScopeQuery(JobQuery):
     images: Annotated[int, Field(ge=1)] | None = None
     """Test images behind each evaluation."""
     label: list[QueryText] = []
-    """Only these models; may be repeated."""
+    """Only these models, by label, as a table shows it, or by recipe; may be repeated."""
     seed: list[Annotated[int, Field(ge=0, le=MAX_SEED)]] = []
     """Only targets of these seeds; may be repeated."""
 
@@ -75,8 +75,8 @@ class ScopeQuery(JobQuery):
         """
         super().require(session)
         for i, label in enumerate(self.label):
-            if not jobs.has_label(session, label):
-                raise _unknown(f"label.{i}", f"no model is called {label!r}", jobs.labels(session, MANY))
+            if not labels.has_label(session, label):
+                raise _unknown(f"label.{i}", f"no model is called {label!r}", labels.labels(session, MANY))
 
 
 def require_suite(session: Session, suite: str | None) -> None:

@@ -24,7 +24,6 @@ from store.models import (
     PARENTS,
     STAGES,
     Job,
-    JobModel,
     JobStage,
     JobState,
     Stage,
@@ -332,16 +331,6 @@ def by_id(session: Session, job_id: int) -> Job | None:
 def posted_as(session: Session, suite: str) -> bool:
     """Return whether any job was posted as that suite."""
     return session.scalar(select(Job.id).where(Job.suite == suite).limit(1)) is not None
-
-
-def has_label(session: Session, label: str) -> bool:
-    """Return whether a model of any job is called so."""
-    return session.scalar(select(JobModel.job_id).where(JobModel.label == label).limit(1)) is not None
-
-
-def labels(session: Session, limit: int) -> list[str]:
-    """Return names of models in tables, in order, `limit` at most."""
-    return list(session.scalars(select(JobModel.label).distinct().order_by(JobModel.label).limit(limit)))
 
 
 def stages_of(session: Session, job_id: int, *, specs: bool = True) -> list[tuple[Stage, bool]]:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session, aliased
 from core.fields import parse_pixels
 from core.statistics import accuracy_interval
 from store.database import chunks
+from store.labels import called, told_apart
 from store.models import JOB_LIVE, Evaluation, Job, JobModel, JobStage, LostResult, Stage, StageState, Tally
 from store.repeats import repeated_by
 
@@ -351,7 +352,7 @@ def _names(session: Session, filters: Filters, scope: Scope, role: str, *, every
     """Return recipe -> label of the models in that role, the newest job's label first, in its order."""
     asked = and_(JobModel.role == role, *_jobs_wanted(filters, JobModel.job_id))
     if filters.labels and not every_label:
-        asked = and_(asked, JobModel.label.in_(list(filters.labels)))
+        asked = and_(asked, or_(*map(called, filters.labels)))
     last = select(JobModel.recipe, func.max(JobModel.job_id).label("job")).where(asked).group_by(JobModel.recipe)
     last = last.subquery()
     place, some = func.min(JobModel.position).label("place"), func.min(JobModel.stage_id).label("some")
@@ -368,9 +369,7 @@ def _names(session: Session, filters: Filters, scope: Scope, role: str, *, every
         .where(Stage.dataset == scope.dataset)
         .order_by(named.c.job.desc(), named.c.place)
     )
-    return _told_apart(
-        {recipe: label for recipe, label, spec in rows if filters.network in (None, spec["network"]["kind"])}
-    )
+    return {recipe: label for recipe, label, spec in rows if filters.network in (None, spec["network"]["kind"])}
 
 
 def _jobs_wanted(filters: Filters, job_id: Any) -> list[Any]:
@@ -379,14 +378,6 @@ def _jobs_wanted(filters: Filters, job_id: Any) -> list[Any]:
     if filters.suite is not None:
         conditions.append(job_id.in_(select(Job.id).where(Job.suite == filters.suite)))
     return conditions
-
-
-def _told_apart(names: dict[str, str]) -> dict[str, str]:
-    """Return the names with the start of the recipe's key behind those that several recipes share."""
-    taken: dict[str, int] = defaultdict(int)
-    for label in names.values():
-        taken[label] += 1
-    return {recipe: f"{label} [{recipe[:6]}]" if taken[label] > 1 else label for recipe, label in names.items()}
 
 
 def _pairing(session: Session, filters: Filters, scope: Scope) -> str:
@@ -513,11 +504,12 @@ def _attack_order(axis: Axis) -> tuple[Any, ...]:
 
 
 def _model_axes(names: dict[str, str], present: set[str]) -> list[Axis]:
-    return [Axis(recipe, label, recipe=recipe) for recipe, label in names.items() if recipe in present]
+    return [Axis(recipe, label, recipe=recipe) for recipe, label in told_apart(names, present).items()]
 
 
-def _substitute_axes(groups: Iterable[_Group], names: dict[str, str]) -> list[Axis]:
+def _substitute_axes(groups: Sequence[_Group], names: dict[str, str]) -> list[Axis]:
     axes: dict[str, Axis] = {}
+    names = told_apart(names, {str(group.first.substitute_recipe) for group in groups})
     attacks = {group.first.attack_id for group in groups}
     for group in groups:
         e = group.first

@@ -14,6 +14,7 @@ from api.service import ServiceDep
 from core.errors import SpecError
 from core.fields import Pixels
 from store import results
+from store.labels import apart
 from store.results import Axis, Matrix
 from store.robustness import bits_of
 
@@ -27,7 +28,8 @@ class RobustnessQuery(ScopeQuery):
     """Which models and attacks are shown; without filters the newest comparable group."""
 
     reference: QueryText | None = None
-    """Label or recipe of the model that the others are paired with; left out, the first one."""
+    """Label, as the table shows it or not, or recipe of the model that the others are paired with; left out, the first
+    one."""
     eps: Pixels | None = None
     """Worst case over the attacks within this radius, pixel units; left out, within the dataset's own."""
     format: Form | None = None
@@ -69,8 +71,16 @@ def _evaluations(found: Matrix) -> list[str]:
 def _reference(found: Matrix, wanted: str | None) -> Axis | None:
     if wanted is None:
         return found.columns[0] if found.columns else None
-    chosen = next((axis for axis in found.columns if wanted in (axis.label, axis.recipe)), None)
-    if chosen is None:
+    chosen = [axis for axis in found.columns if wanted in _names(axis)]
+    if len(chosen) != 1:
         labels = [axis.label for axis in found.columns]
-        raise SpecError(f"no model of this table is called {wanted!r}", ("reference",), labels)
-    return chosen
+        number = "more than one" if chosen else "no"
+        raise SpecError(f"{number} model of this table is called {wanted!r}", ("reference",), labels)
+    return chosen[0]
+
+
+def _names(axis: Axis) -> tuple[str, ...]:
+    """Return what the model is called: its label with and without the start of its key, and the whole key."""
+    recipe = str(axis.recipe)
+    label = axis.label.removesuffix(apart("", recipe))
+    return label, apart(label, recipe), recipe

@@ -185,6 +185,23 @@ def test_a_label_is_text_below_the_table_too(worked: House):
     assert f"\n% B and ![p](http://evil/p.png) x, {pair}" in to_latex(table)
 
 
+def test_a_model_is_named_as_the_table_shows_it(worked: House):
+    worked.post({**BODY, "seeds": [0, 1], "training": {"iterations": 2, "batch_size": 2}})
+    work(worked)
+    shown = [model["label"] for model in worked.get(ADDRESS)["models"]]
+    recipes = [model["recipe"] for model in worked.get(ADDRESS)["models"]]
+    assert shown == [f"{label} [{recipe[:6]}]" for label, recipe in zip("ABAB", recipes, strict=True)]
+    for name in (shown[2], recipes[2]):
+        assert worked.get(ADDRESS, reference=name)["reference"] == shown[2]
+        alone = worked.get(ADDRESS, label=name, reference=name)
+        assert [(model["label"], model["recipe"]) for model in alone["models"]] == [("A", recipes[2])]
+    answer = worked.client.get(ADDRESS, params={"reference": "A"}).json()["error"]
+    assert (answer["message"], answer["fields"][0]["allowed"]) == (
+        "more than one model of this table is called 'A'",
+        shown,
+    )
+
+
 def test_nothing_there(small_house: House):
     table = small_house.get(ADDRESS)
     assert (table["scope"], table["models"], table["reference"]) == (None, [], None)

@@ -333,6 +333,24 @@ class TestLabels:
         assert len({column.label for column in columns}) == 2
         assert all(column.label == f"A [{column.key[:6]}]" for column in columns)
 
+    def test_a_name_is_told_apart_from_those_in_the_table_alone(self, database: Database):
+        for iterations, limit in ((1, 10), (2, 5)):
+            post(database, body(defenses=[NAMED[0]], training={"iterations": iterations, "batch_size": 2}, limit=limit))
+        finish(database)
+        assert [column.label for column in whitebox(database, limit=10).columns] == ["A"]
+
+    def test_a_model_answers_to_its_label_to_what_is_shown_and_to_its_recipe(self, database: Database):
+        for iterations in (1, 2):
+            spec = body(defenses=NAMED, training={"iterations": iterations, "batch_size": 2}, substitutes=["A"])
+            post(database, spec)
+        finish(database)
+        for column in whitebox(database, labels=["A"]).columns:
+            for name in (column.label, column.key):
+                assert [found.key for found in whitebox(database, labels=[name]).columns] == [column.key]
+                assert [found.key for found in blackbox(database, labels=[name]).columns] == [column.key]
+        assert len(whitebox(database, labels=["A"]).columns) == 2
+        assert whitebox(database, labels=["B [000000]"]).columns == []
+
     def test_the_newest_job_names_a_shared_model(self, database: Database):
         post(database, body(defenses=[{"name": "old", "defense": {"kind": "natural"}}]))
         newer = post(database, body(defenses=[{"name": "new", "defense": {"kind": "natural"}}]))
