@@ -9,6 +9,7 @@ from typing import Any
 
 from api import exports, terminal
 from api.schemas import Reply
+from core.canonical import canonical_json
 from core.errors import ArtifactCorrupt
 from core.execution import Execution
 from core.passes import Passes
@@ -155,7 +156,7 @@ def _row(recipe: str, trainings: Sequence[Training]) -> CostRow:
 COLUMNS = (
     "label", "kind", "recipe", "iterations", "forward", "input_backward", "full_backward", "units", "counted_ratio",
     "measured_ratio", "seconds_per_example", "seed", "seconds", "key", "device", "device_name", "host", "torch",
-    "dataset", "batch_size",
+    "dataset", "batch_size", "network", "threads", "layout", "precision", "captured", "claim", "note",
 )  # fmt: skip
 
 
@@ -164,9 +165,12 @@ def to_csv(table: CostTable) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
+    run = table.run
+    shared = {**run.model_dump(), **run.execution.model_dump(), "network": canonical_json(run.network)} if run else {}
+    shared |= {"claim": table.claim, "note": table.note}
     for row in table.rows:
         for seed in row.seeds:
-            known = {**(table.run.model_dump() if table.run else {}), **row.model_dump(), **seed.model_dump()}
+            known = {**shared, **row.model_dump(), **seed.model_dump()}
             writer.writerow([exports.inert(str("" if known[name] is None else known[name])) for name in COLUMNS])
     return text.getvalue()
 

@@ -7,12 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from api.paper import PaperCell, PaperMeasurement, PaperReply
-from api.schemas import CellReply, MatrixReply
+from api.schemas import CellReply, MatrixReply, ScopeReply
 
 COLUMNS = (
     "matrix", "dataset", "device", "images", "pairing", "row", "attack", "column", "accuracy", "low", "high", "n",
     "n_correct", "seeds", "n_seeds", "spread", "whitebox", "reason", "row_key", "column_key", "note", "cautions",
+    "others",
 )  # fmt: skip
+
+
+SHOWN = 3
+"""Other groups of results that a table names."""
 
 
 def to_csv(matrix: MatrixReply) -> str:
@@ -32,6 +37,7 @@ def to_csv(matrix: MatrixReply) -> str:
                     " ".join(str(seed.seed) for seed in cell.seeds), cell.n_seeds,
                     "" if cell.spread is None else cell.spread, cell.whitebox, inert(cell.reason or ""), row.key,
                     column.key, inert(scope.note if scope else ""), inert("; ".join(matrix.cautions)),
+                    "; ".join(map(scope_named, matrix.others)),
                 ]
             )  # fmt: skip
     return text.getvalue()
@@ -106,11 +112,22 @@ def footnotes(matrix: MatrixReply) -> dict[str, int]:
 
 
 def remarks(matrix: MatrixReply) -> list[str]:
-    """Return what is to be known beside a table: its images, its marks, cautions, and why cells are missing."""
+    """Return what is to be known beside a table: images, marks, cautions, why cells are missing, what else there is."""
     note = [f"{matrix.scope.dataset}: {matrix.scope.note}"] if matrix.scope and matrix.scope.note else []
     reasons = [f"({number}) {reason}" for reason, number in footnotes(matrix).items()]
     legend = ["* white-box: the substitute is the target"] if _stars(matrix) else []
-    return [" ".join(line.split()) for line in (*legend, *note, *matrix.cautions, *reasons)]
+    return [" ".join(line.split()) for line in (*legend, *note, *matrix.cautions, *reasons, *_others(matrix.others))]
+
+
+def _others(others: Sequence[ScopeReply]) -> list[str]:
+    said = [scope_named(scope) for scope in others]
+    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
+    return [f"other results, each a table of its own: {'; '.join(said[:SHOWN])}{more}"] if said else []
+
+
+def scope_named(scope: ScopeReply) -> str:
+    """Return what the results of a scope are of."""
+    return f"{scope.dataset}, first {scope.images} test images, {scope.device}"
 
 
 def _stars(matrix: MatrixReply) -> bool:

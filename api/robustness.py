@@ -238,17 +238,24 @@ def as_matrix(table: RobustnessReply) -> MatrixReply:
 
 
 COLUMNS = ("label", "recipe", "seed", "n", "n_correct", "accuracy", "low", "high", "attacks", "eps", "reference",
-           "only_this", "only_reference", "p_value", "reason", "note", "cautions")  # fmt: skip
+           "only_this", "only_reference", "p_value", "reason", "dataset", "device", "images", "note", "cautions",
+           "others")  # fmt: skip
 
 
 def to_csv(table: RobustnessReply) -> str:
-    """Return one line per model and seed: its worst case, and the pair with the reference; one more for the reason."""
+    """Return one line per model and seed: its worst case, and the pair with the reference; one more for the reason.
+
+    Behind `COLUMNS` stands the model's accuracy under each attack alone, over all seeds.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    tail = [exports.inert(table.scope.note if table.scope else ""), exports.inert("; ".join(table.cautions))]
+    writer.writerow([*COLUMNS, *(attack.label for attack in table.attacks)])
+    scope = table.scope
+    where = [scope.dataset, scope.device, scope.images, scope.note] if scope else [""] * 4
+    said = [*where, exports.inert("; ".join(table.cautions)), "; ".join(map(exports.scope_named, table.others))]
     reference = exports.inert(table.reference or "")
     for model in table.models:
+        tail = [*said, *("" if cell.accuracy is None else cell.accuracy for cell in model.attacks)]
         pairs = {pair.seed: pair for pair in model.paired}
         label = exports.inert(model.label)
         for seed in model.seeds:
@@ -257,7 +264,7 @@ def to_csv(table: RobustnessReply) -> str:
             writer.writerow([label, model.recipe, seed.seed, seed.n, seed.n_correct, seed.accuracy, *seed.interval,
                              table.counted, table.eps or "", reference, *against, "", *tail])  # fmt: skip
         if model.worst.reason:
-            empty = [""] * (len(COLUMNS) - 2 - 1 - len(tail))
+            empty = [""] * (COLUMNS.index("reason") - 2)
             writer.writerow([label, model.recipe, *empty, exports.inert(model.worst.reason), *tail])
     return text.getvalue()
 

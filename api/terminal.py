@@ -7,27 +7,18 @@ from api.exports import CHANCE, MARKS, footnotes, losses_run, mark, paper_notes,
 from api.paper import PaperReply
 from api.schemas import CellReply, MatrixReply
 
-SHOWN = 3
-"""Other groups of results that a table names."""
-
 
 def to_text(matrix: MatrixReply) -> str:
     """Return the table aligned, under its caption and above what a reader has to know."""
     if matrix.scope is None:
-        return f"{matrix.reason}\n"
-    return "\n".join([_caption(matrix), _table(matrix), *remarks(matrix), *_others(matrix), ""])
+        return "\n".join([str(matrix.reason), *remarks(matrix), ""])
+    return "\n".join([_caption(matrix), _table(matrix), *remarks(matrix), ""])
 
 
 WHAT = {
     "whitebox": "attacks by targets", "blackbox": "substitutes by targets", "robustness": "models by attacks"
 }  # fmt: skip
 """Matrix -> what its rows and columns are."""
-
-
-def _others(matrix: MatrixReply) -> list[str]:
-    said = [f"{scope.dataset}, first {scope.images} test images, {scope.device}" for scope in matrix.others]
-    more = f"; and {len(said) - SHOWN} more" if len(said) > SHOWN else ""
-    return [f"other results, each a table of its own: {'; '.join(said[:SHOWN])}{more}"] if said else []
 
 
 def _caption(matrix: MatrixReply) -> str:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,6 +69,11 @@ class TestCost:
         table = trained.get("/results/cost", suite="timed")
         lines = list(csv.DictReader(io.StringIO(form("csv"))))
         assert list(lines[0]) == list(COLUMNS)
+        run = table["run"]
+        for name in ("threads", "layout", "precision", "captured"):
+            assert {line[name] for line in lines} == {str(run["execution"][name])}
+        assert {json.loads(line["network"])["kind"] for line in lines} == {run["network"]["kind"]}
+        assert {(line["note"], line["claim"]) for line in lines} == {(table["note"], table["claim"])}
         assert [(line["kind"], line["seed"]) for line in lines] == [
             (kind, seed) for kind in ("natural", "e2sad", "ifgsm_adv") for seed in "01"
         ]

@@ -121,6 +121,20 @@ def test_csv_says_it_in_columns():
     assert [row["reason"] for row in rows] == ["", "", "seed 1: failed: a\n| b", PENDING]
 
 
+def test_every_form_says_what_other_results_there_are():
+    others = [ScopeReply(dataset="mnist", device="cuda", images=n) for n in (1, 2, 3, 4)]
+    several = MATRIX.model_copy(update={"others": others})
+    first = "mnist, first 1 test images, cuda; mnist, first 2 test images, cuda; mnist, first 3 test images, cuda"
+    for form in ("text", "markdown", "latex"):
+        said = [line.lstrip("-% ") for line in WRITERS[form](several).splitlines()]
+        assert f"other results, each a table of its own: {first}; and 1 more" in said, form
+    (found,) = {row["others"] for row in csv.DictReader(io.StringIO(to_csv(several)))}
+    assert found == f"{first}; mnist, first 4 test images, cuda"
+    empty = {"scope": None, "rows": [], "columns": [], "cells": [], "reason": "none fit", "cautions": []}
+    nothing = several.model_copy(update=empty)
+    assert to_text(nothing).splitlines() == ["none fit", f"other results, each a table of its own: {first}; and 1 more"]
+
+
 def test_without_seeds_their_number_is_there(small_house: House, monkeypatch: pytest.MonkeyPatch):
     small_house.post({**LITTLE, "seeds": [0, 1]})
     small_house.work(60)

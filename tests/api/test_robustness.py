@@ -161,7 +161,14 @@ def test_forms(worked: House):
         return worked.client.get(ADDRESS, params={"format": name}).text
 
     lines = list(csv.DictReader(io.StringIO(form("csv"))))
-    assert list(lines[0]) == list(COLUMNS)
+    table = worked.get(ADDRESS)
+    assert list(lines[0]) == [*COLUMNS, *(attack["label"] for attack in table["attacks"])]
+    assert {(line["dataset"], line["device"], line["images"]) for line in lines} == {("mnist-mini", "cpu", "8")}
+    for line in lines:
+        model = models(table)[line["label"]]
+        assert [float(line[attack["label"]]) for attack in table["attacks"]] == [
+            cell["accuracy"] for cell in model["attacks"]
+        ]
     assert [(line["label"], line["seed"], line["n_correct"], line["only_this"]) for line in lines] == [
         ("A", "0", "2", ""), ("A", "1", "4", ""), ("B", "0", "5", "3"), ("B", "1", "2", "0"),
     ]  # fmt: skip
