@@ -1,6 +1,7 @@
 """One answer in several forms: JSON, CSV, Markdown, LaTeX or text for a terminal, with an ETag."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
@@ -28,9 +29,29 @@ FORMS: dict[int | str, dict[str, Any]] = {
 
 
 def chosen(wanted: Form | None, accept: str | None) -> Form:
-    """Return the form that is wanted, else the one that `accept` names, else JSON."""
-    named = (name for name, media in MEDIA.items() if media.split(";")[0] in (accept or ""))
-    return wanted or cast(Form, next(named, "json"))
+    """Return the form that is wanted, else the one that `accept` prefers, else JSON."""
+    ranges = _qualities(accept or "")
+
+    def preferred(form: str) -> tuple[float, int]:
+        media = MEDIA[form].partition(";")[0]
+        fits = (media, f"{media.partition('/')[0]}/*", "*/*")
+        found = [(ranges[name], -place) for place, name in enumerate(fits) if name in ranges]
+        return found[0] if found else (0.0, 0)
+
+    return wanted or cast(Form, max(MEDIA, key=preferred))  # of equals the first, which is JSON
+
+
+def _qualities(accept: str) -> dict[str, float]:
+    """Return how much each media range of an Accept header is wanted, from 0, not at all, to 1."""
+    found: dict[str, float] = {}
+    for part in accept.lower().split(","):
+        media, *parameters = (text.strip() for text in part.split(";"))
+        quality = next((_QUALITY.fullmatch(text) for text in parameters if text.startswith("q")), None)
+        found[media] = float(quality[1]) if quality else 1.0
+    return found
+
+
+_QUALITY = re.compile(r"q\s*=\s*(0(?:\.[0-9]*)?|1(?:\.0*)?)")
 
 
 def answer(

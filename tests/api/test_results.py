@@ -221,6 +221,25 @@ class TestForms:
         assert by_accept.text == by_parameter.text
         assert by_parameter.headers["vary"] == "Accept"
 
+    @pytest.mark.parametrize(
+        ("accept", "media"),
+        [
+            ("text/html, application/xhtml+xml, */*;q=0.8", "application/json"),
+            ("application/json;q=0.1, text/csv", "text/csv"),
+            ("text/csv;q=0, text/markdown;q=0.5", "text/markdown"),
+            ("text/csv;q=0", "application/json"),
+            ("*/*, application/json;q=0", "text/csv"),
+            ("*/*, text/markdown", "text/markdown"),
+            ("application/json-patch+json;q=0.9, TEXT/PLAIN; charset=utf-8; Q=0.9", "text/plain"),
+            ("text/csv-schema", "application/json"),
+            ("text/csv;q=much", "text/csv"),
+            ("", "application/json"),
+        ],
+    )
+    def test_by_what_is_accepted_most(self, awkward: House, accept: str, media: str):
+        answer = awkward.client.get(WHITEBOX, headers={"Accept": accept})
+        assert answer.headers["content-type"].partition(";")[0] == media
+
     def test_csv_has_a_line_per_cell_and_no_formula(self, awkward: House):
         rows = list(csv.DictReader(io.StringIO(awkward.client.get(WHITEBOX, params={"format": "csv"}).text)))
         assert len(rows) == 4
