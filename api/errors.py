@@ -10,6 +10,7 @@ ApiError
 └── Unavailable   503
 """
 
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -179,6 +180,8 @@ def _said(error: Any) -> tuple[str, list[str] | None]:
     elif error["type"] == "extra_forbidden":
         allowed = _known_fields(error["loc"][:-1])
         message = "unknown field" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
+    elif error["type"] == "string_pattern_mismatch" and (digits := _DIGITS.fullmatch(context["pattern"])):
+        message = f"expected {digits[1].replace(',', ' to ')} hexadecimal digits, each 0 to 9 or a to f"
     return _PLAIN.get(error["type"], message), allowed
 
 
@@ -190,6 +193,10 @@ _PLAIN = {
     "invalid_key": "the name of a field holds half a surrogate pair, which is no character",
 }
 """What pydantic says in terms of Python or of itself, by type of error."""
+
+
+_DIGITS = re.compile(r"\^\[0-9a-f\]\{([0-9,]+)\}\$")
+"""The pattern of a key, and of its beginning."""
 
 
 def _listed(text: str) -> list[str]:

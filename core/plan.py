@@ -119,9 +119,9 @@ class Plan:
         return sorted(self.stages.values(), key=lambda stage: stage.depth)
 
 
-def _require_few(stages: int, path: Path = ()) -> None:
+def _require_few(stages: int, path: Path = (), of: str = "") -> None:
     if stages > MAX_STAGES:
-        raise SpecError(f"this job needs more than {MAX_STAGES} stages; split it", path)
+        raise SpecError(f"this job needs more than {MAX_STAGES} stages{of}; split it", path)
 
 
 def plan(job: Job, execution: Execution, models: Models) -> Plan:
@@ -197,7 +197,10 @@ def _targets(
     def at(i: int) -> Path:
         return ("defenses", i) if job.defense is None else ("defense",)
 
-    _require_few(len(entries) * len(job.seeds) * _stages_of_target(job, dataset), ("seeds",))
+    each = _stages_of_target(job, dataset)
+    stages = len(entries) * len(job.seeds) * each
+    of = f": {len(entries)} defenses under {len(job.seeds)} seeds, with {each} stages each, are {stages}"
+    _require_few(stages, ("seeds",), of)
     models = [
         [Model(train, label) for train in _trains(entry, job, dataset, job.seeds, execution, at(i))]
         for i, (entry, label) in enumerate(zip(entries, labels, strict=True))
@@ -324,7 +327,9 @@ def _substitutes(
         entries = [_named_substitute(entry, i, own) for i, entry in enumerate(job.substitutes)]
         seeds = job.substitute_seeds or job.seeds
     of_each = 2 + 2 * len(job.transfer or [dataset.transfer])  # trained, shown clean images, attacked, shown the attack
-    _require_few(len(entries) * len(seeds) * of_each, ("substitute_seeds" if job.substitute_seeds else "seeds",))
+    stages = len(entries) * len(seeds) * of_each
+    of = f": {len(entries)} substitutes under {len(seeds)} seeds, with {of_each} stages each, are {stages}"
+    _require_few(stages, ("substitute_seeds" if job.substitute_seeds else "seeds",), of)
     models: list[list[Model]] = []
     for i, entry in enumerate(entries):
         label = next((name for name, mine in own.items() if mine is entry), entry.name)

@@ -49,8 +49,10 @@ class FigureQuery(JobQuery):
         super().require(session)
         if self.model is not None:
             require_model(session, self.model)
-        if self.cursor is not None and stages.by_key(session, self.cursor) is None:
-            raise NotFound(f"there is no figure {self.cursor}")
+        if self.cursor is not None:
+            stage = stages.by_key(session, self.cursor)
+            if stage is None or stage.kind != "draw":
+                raise NotFound(f"there is no figure {self.cursor}")
 
     def filters(self, kinds: list[str] | None = None) -> FigureFilters:
         """Return the query as the store takes it."""

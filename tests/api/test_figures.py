@@ -130,7 +130,9 @@ def test_a_surface_of_a_model_that_does_not_exist_is_404(small_house: House, mod
 
 @pytest.mark.parametrize("where", ["figures", "surfaces"])
 def test_asking_for_the_figures_of_nothing_is_404(small_house: House, where: str):
+    train = next(stage["key"] for stage in small_house.post(JOB)["stages"] if stage["kind"] == "train")
     nothing = ({"model": NO_KEY}, f"model {NO_KEY}"), ({"job": 7}, "job 7"), ({"cursor": NO_KEY}, f"figure {NO_KEY}")
+    nothing = (*nothing, ({"cursor": train}, f"figure {train}"))
     for params, said in nothing:
         answer = small_house.client.get(f"/results/{where}", params=params)
         assert (answer.status_code, f"there is no {said}" in answer.json()["error"]["message"]) == (404, True)

@@ -337,17 +337,19 @@ class TestTooMuch:
     """What needs more stages than a job may have is refused before its keys are computed."""
 
     @pytest.mark.parametrize(
-        ("more", "path"),
-        [({}, "seeds"), ({"kind": "train"}, "seeds"),
-         ({"seeds": [0], "substitutes": ["D"], "substitute_seeds": list(range(100))}, "substitute_seeds")],
+        ("more", "path", "said"),
+        [({}, "seeds", "1 defenses under 100 seeds, with 12 stages each, are 1200"),
+         ({"kind": "train"}, "seeds", "1 defenses under 100 seeds, with 1 stages each, are 100"),
+         ({"seeds": [0], "substitutes": ["D"], "substitute_seeds": list(range(100))}, "substitute_seeds",
+          "1 substitutes under 100 seeds, with 4 stages each, are 400")],
         ids=["targets", "trainings", "substitutes"],
     )  # fmt: skip
-    def test_by_the_number_of_seeds(self, more: dict[str, Any], path: str, monkeypatch):
+    def test_by_the_number_of_seeds(self, more: dict[str, Any], path: str, said: str, monkeypatch):
         monkeypatch.setattr("core.plan.MAX_STAGES", 99)
         body = {"defenses": [{**BARE, "name": "D"}], "seeds": list(range(100)), **more}
         identity, asked = Train.identity, list[Train]()
         monkeypatch.setattr(Train, "identity", lambda train: asked.append(train) or identity(train))
-        with pytest.raises(SpecError, match="needs more than 99 stages; split it") as refused:
+        with pytest.raises(SpecError, match=f"needs more than 99 stages: {said}; split it") as refused:
             planned(body)
         assert refused.value.path == (path,)
         assert len(asked) <= 1
