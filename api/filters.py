@@ -1,5 +1,6 @@
 """What filters of lists and tables may name: what is registered or in SQL. What is misspelt is refused."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -89,15 +90,16 @@ def require_suite(session: Session, suite: str | None) -> None:
         raise _unknown("suite", f"there is no suite {suite!r}, and no job was posted as one", sorted(suites()))
 
 
-def require_model(session: Session, key: str) -> None:
-    """Return where the key is a train stage's.
+def require_models(session: Session, keys: Sequence[str]) -> None:
+    """Return where each of the keys is a train stage's.
 
     Raises:
-        NotFound: it is not.
+        NotFound: one is not.
     """
-    stage = stages.by_key(session, key)
-    if stage is None or stage.kind != "train":
-        raise NotFound(f"there is no model {key}; GET /models lists them")
+    there = stages.trainings_among(session, keys)
+    missing = next((key for key in keys if key not in there), None)
+    if missing is not None:
+        raise NotFound(f"there is no model {missing}; GET /models lists them")
 
 
 def _unknown(path: str, message: str, allowed: list[str]) -> Invalid:

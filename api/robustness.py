@@ -192,7 +192,11 @@ def _worst(
             result.cell.missing.append(f"seed {seed}: {error}")
     if not result.cell.sums.evaluations:
         result.cell.sums = Sums(evaluations=1)
-        reasons = list(dict.fromkeys(cell.reason for cell in cells if cell.reason))
+        under: dict[str, list[str]] = {}
+        for row, cell in zip(climbed, cells, strict=True):
+            if cell.reason:
+                under.setdefault(cell.reason, []).append(row.label)
+        reasons = [f"{', '.join(labels)}: {reason}" for reason, labels in under.items()]
         result.cell.missing = reasons or ["there is no attack"]
     return result
 

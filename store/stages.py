@@ -696,6 +696,12 @@ def artifact(session: Session, sha256: str) -> Artifact | None:
     return session.get(Artifact, sha256)
 
 
-def key_of(session: Session, stage_id: int) -> str | None:
-    """Return the key of a stage."""
-    return session.scalar(select(Stage.key).where(Stage.id == stage_id))
+def keys_of(session: Session, stage_ids: Sequence[int]) -> dict[int, str]:
+    """Return id -> key of a few stages."""
+    rows = session.execute(select(Stage.id, Stage.key).where(Stage.id.in_(stage_ids)))
+    return {row.id: row.key for row in rows}
+
+
+def trainings_among(session: Session, keys: Sequence[str]) -> set[str]:
+    """Return those of a few keys that are a train stage's."""
+    return set(session.scalars(select(Stage.key).where(Stage.kind == "train", Stage.key.in_(keys))))

@@ -8,7 +8,7 @@ from pydantic import Field
 from api import costs as views
 from api.costs import CostTable, CurvesReply
 from api.errors import RESPONSES, Invalid
-from api.filters import JobQuery, require_model
+from api.filters import JobQuery, require_models
 from api.forms import FORMS, Accept, Form, IfNoneMatch, answer, json_answer
 from api.service import ServiceDep
 from core.jobs import Key
@@ -57,8 +57,7 @@ def curves(query: Annotated[CurvesQuery, Query()], service: ServiceDep) -> Respo
     """Answer with the training curves of models: losses and accuracy against iterations."""
     with service.database.read() as session:
         query.require(session)
-        for key in query.model:
-            require_model(session, key)
+        require_models(session, query.model)
         found = costs.trainings(session, most=MAX_CURVES, suite=query.suite, job=query.job, keys=query.model)
     if len(found) > MAX_CURVES:
         raise Invalid(f"these are more than {MAX_CURVES} models; narrow with model=, job= or suite=")

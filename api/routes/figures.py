@@ -8,7 +8,7 @@ from pydantic import Field
 from sqlalchemy.orm import Session
 
 from api.errors import RESPONSES, NotFound
-from api.filters import JobQuery, require_model
+from api.filters import JobQuery, require_models
 from api.forms import json_answer
 from api.schemas import FigureReply, ModelName, SurfaceReply
 from api.service import Service, ServiceDep
@@ -48,7 +48,7 @@ class FigureQuery(JobQuery):
         """
         super().require(session)
         if self.model is not None:
-            require_model(session, self.model)
+            require_models(session, [self.model])
         if self.cursor is not None:
             stage = stages.by_key(session, self.cursor)
             if stage is None or stage.kind != "draw":

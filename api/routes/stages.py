@@ -151,7 +151,7 @@ def list_workers(service: ServiceDep) -> list[WorkerReply]:
     """List worker processes with their devices and heartbeats, newest first."""
     with service.database.read() as session:
         rows = workers.all_workers(session, service.alive_seconds)
-        keys = {worker.stage_id: stages.key_of(session, worker.stage_id) for worker, *_ in rows if worker.stage_id}
+        keys = stages.keys_of(session, [worker.stage_id for worker, *_ in rows if worker.stage_id])
         leaves = refusals.by_worker(session)
     return [
         WorkerReply(

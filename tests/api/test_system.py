@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 
 import pytest
 from fastapi import Response
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from api.main import THREADS
 from api.routes import costs, events, figures, jobs, results
@@ -25,7 +25,7 @@ from core.defenses import DEFENSES
 from core.figures import FIGURES
 from core.networks import NETWORKS
 from core.stages import STAGES
-from store import migrate, stages
+from store import migrate, stages, workers
 from store.database import Database
 from tests import factories
 from tests.api.conftest import document, opened, opened_with, settings_for
@@ -105,6 +105,32 @@ def test_large_answers_are_written_in_the_thread_that_made_them(route: Callable[
     """What a route returns as anything else FastAPI writes in its event loop, where /healthz waits for it."""
     assert get_type_hints(route)["return"] is Response
     assert not inspect.iscoroutinefunction(route)
+
+
+def test_busy_workers_and_named_models_cost_one_query_however_many(small_house: House):
+    small_house.post({**LITTLE, "seeds": [0, 1, 2]})
+    database = small_house.service.database
+    rows = factories.stages_by_title(database).values()
+    trains = [row for row in rows if row.kind == "train"][:3]
+    asked: list[str] = []
+
+    def cost(path: str, **params: Any) -> int:
+        asked.clear()
+        small_house.get(path, **params)
+        return len(asked)
+
+    event.listen(database.engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
+    costs = {cost("/results/curves", model=[row.key for row in trains[:number]]) for number in (1, 2, 3)}
+    assert len(costs) == 1
+    costs.clear()
+    for pid, row in enumerate(trains):
+        with database.write() as session:
+            known = {"device": "cpu", "device_name": "", "queues": ["cpu"], "versions": {}}
+            workers.register(session, {"incarnation": str(pid), "host": "h", "pid": pid, **known})
+            workers.report(session, str(pid), row.id, draining=False)
+        costs.add(cost("/workers"))
+    assert {worker["stage"] for worker in small_house.get("/workers")} == {row.key for row in trains}
+    assert len(costs) == 1
 
 
 class TestDoors:
