@@ -193,7 +193,7 @@ def _worst(
     if not result.cell.sums.evaluations:
         result.cell.sums = Sums(evaluations=1)
         under: dict[str, list[str]] = {}
-        for row, cell in zip(climbed, cells, strict=True):
+        for row, cell in zip(shown, cells, strict=True):
             if cell.reason:
                 under.setdefault(cell.reason, []).append(row.label)
         reasons = [f"{', '.join(labels)}: {reason}" for reason, labels in under.items()]
