@@ -1,14 +1,18 @@
-"""The bench on a machine that has torch and little else; and the statistics of its pairs."""
+"""The bench on a machine that has torch and little else; the clock, and the statistics of its pairs."""
 
 import json
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench.clock import Timing, interleaved, ratio
 from bench.pairs import median_interval, row
+from bench.service import percentile
 from core.execution import Execution
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +63,28 @@ def test_a_device_that_is_not_here_is_refused(tmp_path: Path):
 def test_a_suite_needs_no_more_either(tmp_path: Path):
     ran = bare("core.run", "--suite", "e2sad-mnist-tiny", "--out", str(tmp_path / "x.zip"), "--budget-seconds", "0")
     assert ran.returncode == 75, ran.stderr
+
+
+class TestClock:
+    """What every row rests on, by hand."""
+
+    def test_candidates_take_turns_after_a_round_outside_the_clock(self):
+        done: list[str] = []
+
+        def wait() -> None:
+            done.append("-")
+            time.sleep(0.01)
+
+        found = interleaved({name: partial(done.append, name) for name in "ab"}, 2, wait)
+        assert "".join(done) == "a-b-" * 3
+        assert [(len(timing.seconds), min(timing.seconds) >= 0.01) for timing in found.values()] == [(2, True)] * 2
+
+    def test_the_ratio_is_that_of_the_same_round(self):
+        assert ratio(Timing((8.0, 3.0, 10.0)), Timing((2.0, 1.0, 5.0))) == 3
+
+    @pytest.mark.parametrize(("percent", "expected"), [(0, 1), (5, 1), (50, 10), (95, 19), (96, 20), (100, 20)])
+    def test_a_percentile_is_a_value_that_so_many_do_not_exceed(self, percent: float, expected: int):
+        assert percentile(range(20, 0, -1), percent) == expected
 
 
 class TestInterval:

@@ -103,6 +103,12 @@ class TestContract:
         with pytest.raises(ValueError, match="training mode"):
             attack(model.train(), *tiny_images(2))
 
+    def test_nor_one_with_a_part_in_training_mode(self, attack, model):
+        model[1].train()
+        assert not model.training
+        with pytest.raises(ValueError, match="training mode"):
+            attack(model, *tiny_images(2))
+
     def test_it_refuses_bad_images(self, attack, model):
         images, labels = tiny_images(2)
         for bad in (images * 2, images - 1, images * float("nan"), (images * 255).byte(), images[:, 0], images[:0]):
@@ -316,11 +322,12 @@ def test_a_seed_moves_the_random_start_and_nothing_else_does(model):
     assert not torch.equal(PGD(steps=1)(model, images, labels), PGD(steps=1, seed=1)(model, images, labels))
 
 
-def test_it_stops_between_two_steps(model):
+@pytest.mark.parametrize("attack", [IFGSM(steps=1000), PGD(steps=1, restarts=50)], ids=lambda attack: attack.label())
+def test_it_stops_between_two_steps(attack, model):
     images, labels = tiny_images(2)
     monitor = Recording(stop_at=4, reason="cancelled")
     with CountPasses(2) as counted, pytest.raises(Interrupted):
-        IFGSM(steps=1000)(model, images, labels, monitor=monitor)
+        attack(model, images, labels, monitor=monitor)
     assert counted.passes.forward == 3
     assert all(weight.requires_grad for weight in model.parameters())
 
@@ -366,10 +373,11 @@ def test_a_result_outside_the_ball_is_refused(by, message, model):
         Broken(by=by)(model, images, labels)
 
 
-def test_a_result_outside_the_box_is_refused(model):
+@pytest.mark.parametrize(("by", "edge"), [(0.05, 1.0), (-0.05, 0.0)])
+def test_a_result_outside_the_box_is_refused(by, edge, model):
     images, labels = tiny_images(2)
     with pytest.raises(GauntletError, match=r"leaves \[0, 1\]"):
-        Broken(by=0.05)(model, torch.ones_like(images), labels)
+        Broken(by=by)(model, torch.full_like(images, edge), labels)
 
 
 @pytest.mark.parametrize(

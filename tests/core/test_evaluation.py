@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from core.attacks.fgsm import FGSM
 from core.attacks.ifgsm import IFGSM
@@ -12,8 +13,11 @@ from core.errors import Interrupted
 from core.evaluation import correct_bits, craft, predict
 from core.execution import Execution
 from core.portions import Portion
+from core.stages.craft import EXAMPLES, Craft
+from core.stages.train import loaded
 from core.training import load_model
 from tests.core.small import Recording, TinyNet, tiny_model, tiny_pixels
+from tests.worker.calm import calm
 
 PLAN = Execution(threads=1)
 EXACT = Execution(threads=1, precision="float64")
@@ -66,6 +70,17 @@ def test_the_training_targets_reach_the_attack(model):
     hard, soft = (craft(attack, model, pixels, labels, PLAN, smoothing=smoothing) for smoothing in (0.0, 0.74))
     assert torch.equal(hard, craft(FGSM(eps="0.1"), model, pixels, labels, PLAN, smoothing=0.74))
     assert not torch.equal(hard, soft)
+
+
+def test_the_craft_stage_climbs_the_targets_of_its_substitutes_training():
+    soft, attack = {"kind": "natural", "label_smoothing": 0.25}, {"kind": "fgsm", "loss": "training"}
+    run = calm({"dataset": "mnist-mini", "training": {"iterations": 20, "batch_size": 8}, "defense": soft,
+                "attacks": [attack], "substitutes": [], "limit": 20})  # fmt: skip
+    key, stage = next((key, stage.spec) for key, stage in run.plan.stages.items() if isinstance(stage.spec, Craft))
+    crafted = load(run.outcomes[key].artifacts[EXAMPLES][1])[EXAMPLES]
+    _, model, images, labels = loaded(run, stage.substitute, stage.execution, stage.limit)
+    by_hand = [craft(stage.attack, model, images, labels, stage.execution, smoothing=some) for some in (0.25, 0.0)]
+    assert [torch.equal(crafted, examples) for examples in by_hand] == [True, False]
 
 
 def test_predictions_are_the_largest_logits(model):

@@ -10,6 +10,7 @@ from core.errors import OtherCode, SpecError
 from core.stages import Stage
 from core.stages.base import Finished
 from core.stages.draw import Draw
+from core.stages.evaluate import Evaluate
 from tests.core.test_plan import Known, only_train, planned
 from tests.worker.calm import Calm, calm
 
@@ -58,6 +59,15 @@ def test_weights_that_stayed_behind_are_named(kind: str):
     left_behind: Any = WithoutArtifacts(run)
     with pytest.raises(SpecError, match=r"weights of the train stage .* exported with --weights"):
         stage.run(left_behind)
+
+
+def test_examples_of_other_images_are_refused():
+    """Else one label would be held against every example."""
+    run, _ = house()["craft"]
+    evaluate = next(s.spec for s in run.plan.ordered if isinstance(s.spec, Evaluate) and s.spec.examples)
+    assert evaluate.run(run).payload["n"] == 2
+    with pytest.raises(TypeError, match="no craft stage over the same images"):
+        evaluate.model_copy(update={"limit": 1}).run(run)
 
 
 def test_a_drawing_says_too_what_stayed_behind():

@@ -3,6 +3,7 @@
 import torch
 from torch.nn.functional import cross_entropy
 
+from core.attacks.base import Oracle
 from core.attacks.ifgsm import IFGSM
 from core.attacks.mifgsm import MIFGSM
 from tests.core.small import tiny_images, tiny_model
@@ -32,6 +33,16 @@ def test_example_by_example_it_is_the_papers_algorithm():
             g = 0.9 * g + gradient / gradient.abs().sum()
             x = torch.minimum(torch.maximum(x.detach() + 0.05 * g.sign(), image - 0.3), image + 0.3).clamp(0, 1)
         assert torch.allclose(x, adversarial, rtol=0, atol=1e-9)
+
+
+def test_momentum_outlives_the_gradient():
+    slopes = iter(torch.tensor([[2.0, -3.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]).double())
+    oracle = Oracle(
+        model=lambda images: images.flatten(1) * next(slopes), loss=lambda logits: logits.sum(1),
+        labels=torch.tensor([0]), indices=torch.tensor([0]),
+    )  # fmt: skip
+    found = MIFGSM(eps=0.3, steps=3).run(torch.full((1, 1, 1, 3), 0.5, dtype=torch.float64), oracle)
+    assert torch.allclose(found.flatten(), torch.tensor([0.8, 0.2, 0.5]).double(), rtol=0, atol=1e-6)
 
 
 def test_momentum_changes_the_path_and_a_vanished_gradient_is_no_nan():

@@ -172,6 +172,12 @@ class TestTraining:
         assert portion.fit(recorded, 8) == 4
         assert sizes == [8, 8, 4]
 
+    def test_what_has_to_go_together_stays_together_after_an_earlier_attempt_too(self):
+        together, others = Portion(8, least=8), Portion(8)
+        for portion in (together, others):
+            portion.lower_to(2)
+        assert (together.size, others.size) == (8, 2)
+
     def test_a_resumed_run_begins_with_what_fitted(self):
         schedule, monitor = Training(iterations=6, batch_size=8), Recording(checkpoint_at=3)
         with memory_for(3):

@@ -87,6 +87,14 @@ def test_overdue(clock: Clock) -> None:
     assert not seen.overdue(8, 90)
 
 
+def test_recorded_work_is_never_overdue(clock: Clock) -> None:
+    seen = a_watch(clock.now)
+    seen.stop("cancel")
+    seen.recorded()
+    clock.now += 100
+    assert not seen.overdue(8, 90)
+
+
 def test_renewal_clock(clock: Clock) -> None:
     """It starts when the claim was asked for, not when it was granted, and so does every renewal."""
     seen = a_watch(clock.now - 2)
