@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from store import events, jobs, keeping, stages, workers
+from store import events, jobs, keeping, refusals, stages, workers
 from store.database import Database, db_now
-from store.models import Attempt, Checkpoint, Evaluation, Result, Stage, StageArtifact, StageLog, Worker
+from store.models import Attempt, Checkpoint, Evaluation, Job, Result, Stage, StageArtifact, StageLog, Worker
 from store.stages import Claim, StaleFence
 from tests import factories
 from tests.factories import (
@@ -176,10 +176,14 @@ LATE: dict[str, Callable[[Session, Claim], Any]] = {
     "fail": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": "late"}, final=True, max_failures=1),
     "retry": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": "late"}, final=False, max_failures=9),
     "release": lambda s, c: stages.release(s, c.stage_id, c.fence),
+    "lose": lambda s, c: stages.lose(s, c.stage_id, c.fence, "late", 5),
+    "refuse": lambda s, c: refusals.refuse(
+        s, c.stage_id, c.fence, {"cause": "Test", "message": "late"}, alive_seconds=35.0, patience=0.0
+    ),
     "add_checkpoint": lambda s, c: stages.add_checkpoint(s, c.stage_id, c.fence, factories.stored("late")),
     "write_log": lambda s, c: stages.write_log(s, c.stage_id, c.fence, [(0.0, "late")]),
 }
-RAISES = {"succeed", "fail", "retry", "add_checkpoint"}
+RAISES = {"succeed", "fail", "retry", "lose", "refuse", "add_checkpoint"}
 
 
 def reaped(database: Database, held: Claim) -> None:
@@ -516,6 +520,18 @@ class TestCancel:
         assert try_claim(database) is None
         assert set(states(database, job_id).values()) == {"cancelled"}
 
+    @pytest.mark.parametrize(("way", "counted"), [(retry, (1, 0, 0)), (expire_and_reap, (0, 1, 1))])
+    def test_how_the_attempt_ends_is_counted_all_the_same(
+        self, database: Database, way: Callable[[Database, Claim], Any], counted: tuple[int, int, int]
+    ):
+        """A lost worker may come back: its fence is stale by then."""
+        job_id = post(database)
+        held = claim(database)
+        cancel(database, job_id)
+        way(database, held)
+        row = factories.stage(database, held.stage_id)
+        assert (row.state, row.failures, row.losses, row.fence - held.fence) == ("cancelled", *counted)
+
     def test_a_result_that_came_first_is_kept(self, database: Database):
         job_id = post(database)
         held = claim(database)
@@ -711,6 +727,28 @@ class TestKeeping:
             assert (workers.live_queues(session, 35.0), workers.has_live_cuda(session, 35.0)) == ({"gpu", "cpu"}, True)
             workers.report(session, "a", None, draining=True)
             assert (workers.live_queues(session, 35.0), workers.has_live_cuda(session, 35.0)) == (set(), False)
+        post(database, trainings())
+        assert self.unheard(database) == [], "nor is it rung for"
+        with database.write() as session:
+            workers.report(session, "a", None, draining=False)
+        assert len(self.unheard(database)) == 1
+
+    def test_what_failed_is_not_rung_before_its_time(self, database: Database):
+        post(database, trainings())
+        self.register(database, "a")
+        held = claim(database)
+        fail(database, held, final=False)
+        assert self.unheard(database) == []
+        factories.pass_time(database, 3)
+        assert self.unheard(database) == [held.stage_id]
+
+    def test_what_lives_again_is_rung_at_once(self, database: Database):
+        post(database, trainings())
+        self.register(database, "a")
+        first = self.unheard(database)
+        fail(database, claim(database))
+        post(database, trainings())
+        assert self.unheard(database) == first
 
     def test_rings_for_nobody(self, database: Database):
         post(database, trainings(range(5)), execution=CUDA)
@@ -760,6 +798,16 @@ class TestKeeping:
         with database.write() as session:
             assert keeping.repair(session) == ([], 1)
         assert factories.job(database, ids[0]).state == "cancelled"
+
+    def test_repair_ends_a_job_that_waits_for_stages_it_miscounted(self, database: Database):
+        job_id = post(database, trainings())
+        finish(database)
+        with database.write() as session:
+            session.execute(update(Job).values(state="running", finished_at=None, unfinished=1))
+        with database.write() as session:
+            assert keeping.repair(session) == ([], 1)
+        ended = factories.job(database, job_id)
+        assert (ended.state, ended.unfinished) == ("succeeded", 0)
 
     def test_what_a_worker_left_is_there(self, database: Database):
         post(database, trainings())

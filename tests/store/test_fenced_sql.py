@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from store import jobs, stages
+from store import jobs, refusals, stages
 from store.database import Database
 from store.stages import Claim
 from tests import factories
@@ -59,6 +59,10 @@ WRITES: dict[str, Callable[[Session, Claim], Any]] = {
     "fail for good": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": ""}, final=True, max_failures=3),
     "fail": lambda s, c: stages.fail(s, c.stage_id, c.fence, {"message": ""}, final=False, max_failures=3),
     "release": lambda s, c: stages.release(s, c.stage_id, c.fence),
+    "lose": lambda s, c: stages.lose(s, c.stage_id, c.fence, "broken", 5),
+    "refuse": lambda s, c: refusals.refuse(
+        s, c.stage_id, c.fence, {"cause": "Test", "message": ""}, alive_seconds=35.0, patience=600.0
+    ),
     "add_checkpoint": lambda s, c: stages.add_checkpoint(s, c.stage_id, c.fence, factories.stored("c")),
     "write_log": lambda s, c: stages.write_log(s, c.stage_id, c.fence, [(0.0, "line")]),
 }

@@ -157,6 +157,23 @@ def test_waits_for_a_worker_to_come(database: Database):
     assert row_of(database, held).state == "failed"
 
 
+def test_patience_begins_anew_after_an_attempt_that_was_not_refused(database: Database):
+    leave(database, "good")
+    factories.post(database, factories.trainings())
+    for ago, refused in ((700, True), (0, False), (0, True)):
+        factories.pass_time(database, 20)
+        held = claim(database, "bad")
+        assert held is not None
+        with database.write() as session:
+            attempt = session.get_one(stages.Attempt, (held.stage_id, held.fence))
+            attempt.started_at -= ago
+            if not refused:
+                stages.release(session, held.stage_id, held.fence)
+        if refused:
+            refuse(database, held, patience=600)
+        assert row_of(database, held).state == "ready"
+
+
 def test_another_cause_is_another_matter(database: Database):
     """Who lacks the files may still be the one that has the code."""
     factories.post(database, factories.trainings([0, 1]))

@@ -186,6 +186,30 @@ class TestTransfer:
             assert cell.interval == pytest.approx(expected)
         assert all(cell.independent is None for cell in labelled(whitebox(database)).values())
 
+    def test_the_fewer_of_targets_and_substitutes_are_independent(self, database: Database):
+        first = post(database, trainings(range(5)))
+        finish(database)
+        with database.read() as session:
+            keys = [{"key": model["key"], "name": "A"} for model in jobs.models_of(session, first)]
+        post(database, {"kind": "evaluate", "targets": keys[:3], "substitutes": keys[3:], "transfer": [FGSM]})
+        finish(database)
+        (cell,) = labelled(blackbox(database)).values()
+        assert (cell.sums.seeds, cell.independent) == (6, 2)
+
+    def test_running_sums_of_everything_are_not_those_of_a_part(self, database: Database):
+        by_suite = {
+            suite: post(database, transfer(seeds=seeds, pairing="same"), suite=suite)
+            for suite, seeds in {"one": [0], "two": [1, 2]}.items()
+        }
+        finish(database, by_seed(database, {0: 2, 1: 4, 2: 9}))
+        expected: list[tuple[dict[str, Any], int, int]] = [
+            ({}, 30, 15), ({"seeds": [1]}, 10, 4), ({"seeds": [0, 2]}, 20, 11), ({"suite": "one"}, 10, 2),
+            ({"suite": "two"}, 20, 13), ({"job": by_suite["two"]}, 20, 13),
+        ]  # fmt: skip
+        for filters, n, n_correct in expected:
+            (cell,) = labelled(blackbox(database, **filters)).values()
+            assert (cell.n, cell.n_correct) == (n, n_correct), filters
+
     def test_all_pairs_of_an_evaluate_job_leave_out_white_box_ones_where_there_are_others(self, database: Database):
         first = post(database, trainings([0, 1]))
         finish(database)
@@ -290,17 +314,19 @@ class TestScope:
         assert [column.label for column in whitebox(database).columns] == ["fgsm_adv H", "natural H"]
 
 
-FILTERS: list[tuple[dict[str, Any], int, int]] = [
-    ({}, 4, 2),
-    ({"attack": "fgsm"}, 2, 2),
-    ({"eps": "24/255"}, 1, 2),
-    ({"steps": 10}, 1, 2),
-    ({"attack": "fgsm", "steps": 10}, 0, 0),
-    ({"labels": ["B"]}, 4, 1),
-    ({"labels": ["nobody"]}, 0, 0),
-    ({"network": "mnist_cnn"}, 4, 2),
-    ({"network": "svhn_cnn"}, 0, 0),
-    ({"dataset": "mnist-mini"}, 4, 2),
+WEAK, STRONG, ITERATED = "FGSM eps=24/255", "FGSM eps=0.3", "IFGSM eps=0.3 k=10"
+EVERY = ["clean", WEAK, STRONG, ITERATED]
+FILTERS: list[tuple[dict[str, Any], list[str], list[str]]] = [
+    ({}, EVERY, ["A", "B"]),
+    ({"attack": "fgsm"}, [WEAK, STRONG], ["A", "B"]),
+    ({"eps": "24/255"}, [WEAK], ["A", "B"]),
+    ({"steps": 10}, [ITERATED], ["A", "B"]),
+    ({"attack": "fgsm", "steps": 10}, [], []),
+    ({"labels": ["B"]}, EVERY, ["B"]),
+    ({"labels": ["nobody"]}, [], []),
+    ({"network": "mnist_cnn"}, EVERY, ["A", "B"]),
+    ({"network": "svhn_cnn"}, [], []),
+    ({"dataset": "mnist-mini"}, EVERY, ["A", "B"]),
 ]
 
 
@@ -315,7 +341,8 @@ class TestFilters:
     def test_narrow_the_table(self, filled: Database):
         for filters, rows, columns in FILTERS:
             matrix = whitebox(filled, **filters)
-            assert (len(matrix.rows), len(matrix.columns)) == (rows, columns), filters
+            assert [row.label for row in matrix.rows] == rows, filters
+            assert [column.label for column in matrix.columns] == columns, filters
 
     def test_seeds(self, filled: Database):
         cell = labelled(whitebox(filled, seeds=[1]))["clean", "A"]
@@ -360,6 +387,11 @@ class TestLabels:
     def test_columns_stand_in_the_order_of_the_job(self, database: Database):
         post(database, body(defenses=NAMED[::-1]))
         assert [column.label for column in whitebox(database).columns] == ["B", "A"]
+
+    def test_the_columns_of_the_newest_job_come_first(self, database: Database):
+        post(database, body(defenses=[{"name": "C", "defense": {"kind": "pgd_minmax"}}]))
+        post(database, body(defenses=NAMED))
+        assert [column.label for column in whitebox(database).columns] == ["A", "B", "C"]
 
 
 class TestManyEvaluations:

@@ -271,6 +271,14 @@ class TestIdempotency:
             assert idempotency.known(session, "k") == Known(digest("body"), None, job_id, None)
             assert idempotency.known(session, "other") is None
 
+    def test_the_first_answer_of_a_key_stands(self, database: Database):
+        with database.write() as session:
+            job_id, _ = factories.submit(session)
+            idempotency.remember(session, "k", digest("body"), job_id)
+        for wanted in ("first", "second"):
+            with database.write() as session:
+                assert idempotency.settle(session, "k", wanted) == "first"
+
     def test_concurrent_requests_with_one_key_make_one_job(self, database: Database):
         n = 6
         barrier = threading.Barrier(n)

@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.exc import OperationalError
 
 from store import keeping, workers
+from store.database import db_now
+from store.models import Stage
 from store.settings import Settings
 from tests import factories, servers
 from tests.processes import wait_until
@@ -105,6 +107,21 @@ def test_an_orphan_that_cannot_be_taken_back_keeps_no_other_from_it(sqlite_url: 
         assert factories.stage(database, held[1].stage_id).state == "ready"
         with database.read() as session:
             assert workers.lease_age(session, workers.KEPT) is not None
+    keeper.stop()
+    keeper.run()
+
+
+def test_a_lease_of_a_clock_that_was_set_back_ends_in_time(sqlite_url: str, tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, database_url=sqlite_url, state_dir=tmp_path)
+    keeper = Keeper(settings)
+    with factories.opened(sqlite_url) as database:
+        factories.post(database, factories.trainings())
+        held = factories.claim(database, lease=1e6)
+        keeper.tick()
+        with database.read() as session:
+            left = session.scalar(select(Stage.lease_expires - db_now()).where(Stage.id == held.stage_id))
+    assert left is not None
+    assert 0 < left <= settings.lease_seconds
     keeper.stop()
     keeper.run()
 
