@@ -10,7 +10,9 @@ from store.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?\)")
+CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
 
 _LISTED = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z"]
@@ -31,11 +33,19 @@ def test_every_setting_is_in_the_readme_with_its_default(name: str) -> None:
         assert f"| `{shown}` |" in row or (shown == "" and "|  |" in row), f"README.md gives another default: {row}"
 
 
+def anchors(document: Path) -> set[str]:
+    """Return what GitHub calls a document's headings in links."""
+    headings = HEADING.findall(CODE.sub("", document.read_text()))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
-    for target in LINK.findall(document.read_text()):
+    for target, anchor in LINK.findall(document.read_text()):
         if "://" not in target:
-            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+            found = document.parent / target if target else document
+            assert found.exists(), f"{document.name} links to {target}"
+            assert not anchor or anchor in anchors(found), f"{document.name} links to {target}#{anchor}"
 
 
 @pytest.mark.parametrize("pattern", [r"(?<![\w.])/(home|Users|mnt|workspace)/\w", r"https?://\S+/simple/?\W"])

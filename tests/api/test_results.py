@@ -2,12 +2,14 @@
 
 import csv
 import io
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 from sqlalchemy import event, select, update
 
 from api.exports import COLUMNS
+from api.forms import MEDIA, Form, answer
 from api.tags import Tags
 from core.statistics import wilson
 from store.models import Stage, Tally
@@ -389,3 +391,11 @@ class TestCaching:
             for form in ("json", "csv", "markdown", "latex")
         }
         assert len(tags) == 4
+
+    def test_also_where_two_forms_say_it_in_the_same_words(self):
+        class Word(BaseModel):
+            word: str = "same"
+
+        writers = dict.fromkeys(MEDIA, Word.model_dump_json)
+        tags = {answer(Word(), writers, form, None, None).headers["etag"] for form in get_args(Form)}
+        assert len(tags) == len(MEDIA)
