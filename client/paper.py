@@ -100,8 +100,6 @@ def _newest(
     """Return the newest job of the suite, on `dataset` and `device` where they are given, and how it was executed."""
     for summary in client.jobs(suite=suite):
         job = client.job(summary["id"])
-        if not job["stages"]:  # imported before anything of it had finished
-            continue
         execution = _execution(client, job)
         if dataset in (None, job["spec"]["dataset"]) and device in (None, execution["device"]):
             return job, execution

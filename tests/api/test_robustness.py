@@ -134,7 +134,7 @@ def test_a_seed_without_every_attack_is_left_out_with_its_reason(worked: House):
     waiting = worked.get(ADDRESS, job=2)
     for model in waiting["models"]:
         assert (model["worst"]["accuracy"], model["seeds"], model["paired"]) == (None, [], [])
-        assert model["worst"]["reason"] == "FGSM eps=0.3, PGD eps=0.3 k=2: seed 2: not finished (blocked)"
+        assert model["worst"]["reason"] == "clean, FGSM eps=0.3, PGD eps=0.3 k=2: seed 2: not finished (blocked)"
     worked.post({**BODY, "seeds": [0], "attacks": [{"kind": "ifgsm", "steps": 3}]})
     table = worked.get(ADDRESS)
     reasons = {model["worst"]["reason"] for model in table["models"]}

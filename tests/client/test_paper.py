@@ -6,14 +6,12 @@ from pathlib import Path
 import pytest
 
 from client import cli
-from core import run
 from core.jobs import JOB
 from core.stages.draw import MEDIA
 from core.understood import understood
 from store import jobs, stages
 from store.artifacts import FolderStore
 from store.stages import StoredArtifact
-from store.transfer import import_file
 from tests import factories
 from tests.client.conftest import Served
 
@@ -208,15 +206,6 @@ def test_what_is_missing_or_too_much_is_said(
 def test_a_suite_of_no_job(tiny: Served):
     with pytest.raises(SystemExit, match=r"gauntlet paper: .*no job of the suite e2sad-svhn; `gauntlet submit"):
         cli.main(["--url", tiny.url, "paper", "--write", "x", "--suite", "e2sad-svhn"])
-
-
-def test_a_job_of_which_nothing_was_imported_is_none(tiny: Served, tmp_path: Path):
-    suite, file = "second-step-tiny", tmp_path / "nothing.gauntlet"
-    assert run.main(["--suite", suite, "--out", str(file), "--device", "cpu", "--budget-seconds", "0"]) == run.CUT_SHORT
-    store = FolderStore(Path(str(tiny.database.url.database)).parent / "artifacts")
-    import_file(tiny.database, store, file)
-    with pytest.raises(SystemExit, match=f"no job of the suite {suite}; `gauntlet submit"):
-        cli.main(["--url", tiny.url, "paper", "--write", str(tmp_path / "x"), "--suite", suite])
 
 
 def test_a_suite_that_does_not_exist(tiny: Served, capsys: pytest.CaptureFixture[str]):
