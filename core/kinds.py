@@ -99,7 +99,7 @@ def discover(package: str, base: type[K], group: str) -> Mapping[str, type[K]]:
 
     Raises:
         BadKind: a module holds no kind, several, or one whose name is not the module's; an entry point is no kind of
-            this base; or a name is taken twice.
+            this base, or its module lacks it or is being imported now; or a name is taken twice.
     """
     found: dict[str, type[K]] = {}
     folder = importlib.import_module(package)
@@ -116,7 +116,11 @@ def discover(package: str, base: type[K], group: str) -> Mapping[str, type[K]]:
             raise BadKind(f"{module.__name__} must define exactly one {base.__name__} with a kind, found {len(own)}")
         _register(found, own[0], module.__name__, info.name)
     for point in entry_points(group=group):
-        cls = point.load()
+        try:
+            cls = point.load()
+        except AttributeError as error:  # its module is imported first, and imports this package, which loads it again
+            first = f"where {point.module} is imported first, its package's __init__.py must `import {package}`"
+            raise BadKind(f"{point.value} cannot be had: {error}; {first}") from error
         if not (inspect.isclass(cls) and issubclass(cls, base)):
             raise BadKind(f"{point.value} is no class made from {base.__name__}, which {group} asks for")
         _register(found, cls, point.value, point.name)

@@ -280,19 +280,45 @@ print(defense.label(), len(found.curve), all(finite))
 """
 
 
-def test_the_documents_example_of_a_package_trains(tmp_path: Path):
-    said = (ROOT / "docs" / "adding-a-kind.md").read_text()
-    code, project = (re.findall(f"```{language}\n(.*?)```", said, re.DOTALL) for language in ("python", "toml"))
-    points = tomllib.loads(project[0])["project"]["entry-points"]["gauntlet.defenses"]
-    (tmp_path / "gauntlet_noise").mkdir()
-    (tmp_path / "gauntlet_noise" / "gaussian.py").write_text(code[0])
-    entry_point(tmp_path, "gauntlet.defenses", "\n".join(f"{name} = {value}" for name, value in points.items()))
-    found = subprocess.run(
-        [sys.executable, "-c", TRAINING], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+def python(folder: Path, program: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])},
     )  # fmt: skip
+
+
+@pytest.fixture
+def documented(tmp_path: Path) -> Path:
+    """A folder on whose path the package of docs/adding-a-kind.md is installed."""
+    said = (ROOT / "docs" / "adding-a-kind.md").read_text()
+    names = re.findall(r"^`(gauntlet_noise/\w+\.py)`", said, re.MULTILINE)
+    codes, (project,) = (re.findall(f"```{language}\n(.*?)```", said, re.DOTALL) for language in ("python", "toml"))
+    (tmp_path / "gauntlet_noise").mkdir()
+    for name, code in zip(names, codes, strict=False):
+        (tmp_path / name).write_text(code)
+    points = tomllib.loads(project)["project"]["entry-points"]["gauntlet.defenses"]
+    entry_point(tmp_path, "gauntlet.defenses", "\n".join(f"{name} = {value}" for name, value in points.items()))
+    return tmp_path
+
+
+def test_the_documents_example_of_a_package_trains(documented: Path):
+    found = python(documented, TRAINING)
     assert found.stdout.endswith("True\n"), found.stderr
     assert found.stdout.startswith("gaussian_noise ")
+
+
+def test_the_documents_example_may_be_imported_before_anything_of_ours(documented: Path):
+    program = "from gauntlet_noise.gaussian import GaussianNoise as G; from core.defenses import DEFENSES as D"
+    found = python(documented, f"{program}; print(D['gaussian_noise'] is G)")
+    assert found.stdout == "True\n", found.stderr
+
+
+def test_a_package_that_is_imported_first_and_does_not_import_the_registry_is_told_to(documented: Path):
+    (documented / "gauntlet_noise" / "__init__.py").unlink()
+    found = python(documented, "import gauntlet_noise.gaussian")
+    last = found.stderr.splitlines()[-1]
+    assert last.startswith("core.kinds.BadKind: gauntlet_noise.gaussian:GaussianNoise cannot be had: ")
+    assert last.endswith("is imported first, its package's __init__.py must `import core.defenses`")
 
 
 def test_the_registries_do_not_grow_by_being_looked_at():
