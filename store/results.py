@@ -24,7 +24,7 @@ LISTED = 5_000
 NEWEST = 50
 """Jobs looked at in one go for the newest scope."""
 NOTHING = "no evaluations yet, or none that fit the filters"
-NOT_ASKED = "not evaluated: no job in this scope asks for this pair"
+NOT_ASKED = "not evaluated: nothing in this scope has or waits for this pair"
 
 
 @dataclass(frozen=True)
@@ -568,4 +568,5 @@ def why_missing(seed: int, state: str, error: dict[str, Any] | None) -> str:
     """Return why an evaluation of the target of that seed counts nothing."""
     if state in (StageState.BLOCKED, StageState.READY, StageState.RUNNING):
         return f"seed {seed}: not finished ({state})"
-    return f"seed {seed}: {state}: {(error or {}).get('message', 'cancelled')}"
+    message = (error or {}).get("message")
+    return f"seed {seed}: {state}" + (f": {message}" if message else "")

@@ -198,7 +198,7 @@ class TestMissing:
         house.post({**LITTLE, "defense": {"kind": "e2sad"}, "attacks": [{"kind": "pgd"}]})
         found = cell(house.get(WHITEBOX), "FGSM eps=0.3", "e2sad S")
         assert (found["accuracy"], found["n"]) == (None, 0)
-        assert found["reason"].startswith("not evaluated: no job in this scope asks for this pair")
+        assert found["reason"] == "not evaluated: nothing in this scope has or waits for this pair"
 
     def test_zero_correct_is_zero_and_not_missing(self, house: House):
         house.post(LITTLE)

@@ -117,7 +117,7 @@ class TestMissing:
         job_id = post(database)
         with database.write() as session:
             jobs.cancel(session, job_id)
-        assert labelled(whitebox(database))["clean", "natural H"].reason == "seed 0: cancelled: cancelled"
+        assert labelled(whitebox(database))["clean", "natural H"].reason == "seed 0: cancelled"
 
     def test_one_seed_of_two(self, database: Database):
         post(database, body(seeds=[0, 1]))
