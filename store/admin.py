@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from core.datasets import DATASETS
 from core.datasets.synth_digits import RenderedDigits
 from core.errors import ArtifactCorrupt, DatasetMissing, GauntletError, SpecError, StoreAway
+from core.execution import Execution
 from store import lost, migrate, stages, tallies
 from store.artifacts import ArtifactStore, open_store
 from store.backup import backup, restore
@@ -155,16 +156,16 @@ def _parser() -> argparse.ArgumentParser:
         "--grace-hours", type=_grace, default=GRACE_HOURS, help="spare what was put lately (default: 24, at least 1)"
     )
     for name, says in (("backup", "write everything to a new tar file"), ("restore", "read it into an empty service")):
-        commands.add_parser(name, help=says).add_argument("file", type=Path)
+        commands.add_parser(name, help=says).add_argument("file", type=Path, help="the tar file")
     carry = commands.add_parser("export", help="write the finished stages of a job or a suite to a file")
-    carry.add_argument("file", type=Path)
+    carry.add_argument("file", type=Path, help="the new file")
     whose = carry.add_mutually_exclusive_group(required=True)
     whose.add_argument("--job", type=int, help="the job's number")
     whose.add_argument("--suite", help="every job posted as this suite")
     carry.add_argument("--weights", action="store_true", help="the models too")
     carry.add_argument("--examples", action="store_true", help="the adversarial examples too: large")
     bring = commands.add_parser("import", help="bring results of another machine in, after verifying them")
-    bring.add_argument("file", type=Path)
+    bring.add_argument("file", type=Path, help="what `core.run` or `gauntlet export` wrote")
     return parser
 
 
@@ -217,6 +218,10 @@ def _run(options: argparse.Namespace, database: Database, store: ArtifactStore) 
         print(f"{done.stages} stages imported, {done.known} were known, as job {numbers}")
         for number, lacking in done.unfinished.items():
             print(f"job {number} had {lacking} stages more, which the file lacks; post its spec or suite to run them")
+        for execution in done.executions:
+            ours = Execution.on(execution.device, settings().cpu_threads)
+            if execution != ours:
+                print(f"executed as {execution}; a job here is executed as {ours}, so it shares none of these stages")
         return 0
     counts = (backup if options.command == "backup" else restore)(database, store, options.file)
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))

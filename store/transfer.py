@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from core import bundle
 from core.bundle import Bundle, BundleError, CarriedModel, FileEntry, JobEntry, Manifest, StageEntry
 from core.canonical import digest
+from core.execution import Execution
 from store import idempotency, jobs, lost, stages
 from store.artifacts import ArtifactStore
 from store.database import Database, chunks, db_now
@@ -45,6 +46,8 @@ class Imported:
     """The jobs that stand for the file's."""
     unfinished: dict[int, int]
     """Job that stands for one of the file's -> stages of that one which the file lacks, if any."""
+    executions: list[Execution]
+    """How its stages were executed."""
 
 
 def export(
@@ -182,7 +185,8 @@ def import_file(database: Database, store: ArtifactStore, path: Path) -> Importe
     new = len(found.specs) - len(before)
     lacks = {number: (job.planned or 0) - len(job.stages) for number, job in made.items()}
     lacks = {number: lacking for number, lacking in lacks.items() if lacking > 0}
-    return Imported(new, len(before), len(found.artifacts), list(made), lacks)
+    executions = list(dict.fromkeys(spec.execution for spec in found.specs.values()))
+    return Imported(new, len(before), len(found.artifacts), list(made), lacks, executions)
 
 
 def _known(session: Session, keys: Sequence[str]) -> dict[str, Stage]:

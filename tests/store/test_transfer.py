@@ -15,13 +15,14 @@ from core.bundle import BundleError
 from core.errors import ArtifactCorrupt, SpecError
 from core.stages.base import Finished
 from core.suites import suites
-from store import figures, jobs, lost, results, stages
+from store import admin, figures, jobs, lost, results, stages
 from store.admin import doctor, recompute
 from store.artifacts import ArtifactStore, open_store
 from store.database import Database
 from store.figures import FigureFilters
 from store.models import Artifact, Attempt, Evaluation, Job, Result, Stage, StageArtifact
 from store.results import Filters
+from store.settings import Settings
 from store.transfer import IMPORTED, ImportConflict, export, import_file
 from tests import factories
 
@@ -100,6 +101,18 @@ def test_every_count_comes_in_with_its_origin(database: Database, store: Artifac
             assert detail.stage.device_seconds == pytest.approx(entry.device_seconds)
             assert [attempt.worker for attempt in detail.attempts] == [f"{IMPORTED}:{found.sha256[:12]}"]
     assert doctor(database, store) == []
+
+
+@pytest.mark.parametrize(("threads", "shared"), [(1, True), (2, False)])
+def test_an_import_says_where_jobs_here_share_nothing_with_it(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: Path,
+    threads: int, shared: bool,
+):  # fmt: skip
+    chosen = Settings(state_dir=tmp_path, database_url=sqlite_url, cpu_threads=threads)
+    monkeypatch.setattr(admin, "settings", lambda: chosen)
+    assert admin.main(["import", str(file)]) == 0
+    said = "executed as device='cpu' threads=1 layout='channels_last' precision='float32' captured=False; a job here "
+    assert (said in capsys.readouterr().out) != shared
 
 
 def test_the_matrices_answer_from_it(database: Database, store: ArtifactStore, file: Path):
