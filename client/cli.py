@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ COST = ("job", "suite", "device")
 FIGURES = ("job", "suite", "dataset", "model")
 FORMS = ("table", "json", "csv", "markdown", "latex")
 STATES = ("blocked", "ready", "running", "succeeded", "failed", "cancelled")
+JOB = "its number, which `submit` and `jobs` print"
+LIMIT = "how many at most (default: 20)"
+FORM = "default: table"
 CUT_OFF = 141
 """Exit status where nobody reads the output any more, as a shell gives it to a program that SIGPIPE ended."""
 AddCommand = Callable[..., argparse.ArgumentParser]
@@ -94,7 +98,7 @@ def _answered(options: argparse.Namespace) -> int:
     except (httpx.ReadTimeout, httpx.WriteTimeout):
         said = f"{url} has not answered for {TIMEOUT:.0f} s; `gauntlet jobs` shows what was made once it does"
     except (httpx.TransportError, httpx.InvalidURL) as error:
-        said = f"no service at {url}: {error}; start one with `make serve`"
+        said = f"no service at {url}: {error}; start one with `make serve`, or name it with --url or GAUNTLET_URL"
     except (AttributeError, LookupError, TypeError, ValueError):
         if Client(options.url).is_gauntlet():
             raise
@@ -113,6 +117,7 @@ def _require_here(parser: argparse.ArgumentParser, given: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gauntlet",
+        allow_abbrev=False,
         description="Benchmarks of adversarial defenses.",
         epilog=f"On the service's own machine also: gauntlet {' | '.join(ADMIN)} (each with --help).",
     )
@@ -124,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_job_commands(add)
     _add_list_commands(add)
     _add_result_commands(add)
+    for name in ADMIN:  # `main` takes them before: here they are only among the choices that a wrong name is told
+        commands.add_parser(name, add_help=False)
     return parser
 
 
@@ -136,7 +143,7 @@ def _at_least_one(text: str) -> int:
 
 def _add_job_commands(add: AddCommand) -> None:
     submit = add("submit", help="post a job: a file (YAML or JSON, - for stdin) or --suite NAME")
-    submit.add_argument("file", nargs="?", help="the job")
+    submit.add_argument("file", nargs="?", help="the job: YAML or JSON, - for standard input")
     submit.add_argument("--suite", help="a named suite")
     submit.add_argument("--dataset", help="with --suite: instead of the suite's own, of images of the same form")
     submit.add_argument("--dry-run", action="store_true", help="say what it would take, store nothing")
@@ -146,20 +153,20 @@ def _add_job_commands(add: AddCommand) -> None:
     submit.set_defaults(run=_submit)
 
     watch = add("watch", help="show a job's progress until it has ended")
-    watch.add_argument("job", type=int)
+    watch.add_argument("job", type=int, help=JOB)
     watch.set_defaults(run=_watch_job)
 
     show = add("show", help="print a job: its stages, what they wait for, its cautions")
-    show.add_argument("job", type=int)
+    show.add_argument("job", type=int, help=JOB)
     show.add_argument("--state", choices=STATES, help="only stages in this state")
     show.set_defaults(run=_show)
 
     cancel = add("cancel", help="stop a job")
-    cancel.add_argument("job", type=int)
+    cancel.add_argument("job", type=int, help=JOB)
     cancel.set_defaults(run=_cancel)
 
     retry = add("retry", help="make a new job of one that failed or was cancelled")
-    retry.add_argument("job", type=int)
+    retry.add_argument("job", type=int, help=JOB)
     retry.add_argument("--wait", action="store_true", help="show progress until it has ended; exit 0 on success")
     retry.set_defaults(run=_retry)
 
@@ -170,12 +177,12 @@ def _add_job_commands(add: AddCommand) -> None:
 
 def _add_list_commands(add: AddCommand) -> None:
     jobs = add("jobs", help="list jobs, newest first")
-    jobs.add_argument("--limit", type=_at_least_one, default=20)
+    jobs.add_argument("--limit", type=_at_least_one, default=20, help=LIMIT)
     jobs.set_defaults(run=_jobs)
 
     models = add("models", help="list trained models, newest first")
     models.add_argument("--dataset", help="only those trained on it")
-    models.add_argument("--limit", type=_at_least_one, default=20)
+    models.add_argument("--limit", type=_at_least_one, default=20, help=LIMIT)
     models.set_defaults(run=_models)
 
     workers = add("workers", help="list worker processes, newest first")
@@ -183,13 +190,13 @@ def _add_list_commands(add: AddCommand) -> None:
 
     figures = add("figures", help="list figures, newest first, and where they are")
     _narrowed(figures, FIGURES, forms=False)
-    figures.add_argument("--limit", type=_at_least_one, default=20)
+    figures.add_argument("--limit", type=_at_least_one, default=20, help=LIMIT)
     figures.set_defaults(run=_figures)
 
 
 def _add_result_commands(add: AddCommand) -> None:
     matrix = add("matrix", help="print a matrix")
-    matrix.add_argument("name", choices=["whitebox", "blackbox"])
+    matrix.add_argument("name", choices=["whitebox", "blackbox"], help="attacks by targets, or substitutes by targets")
     _narrowed(matrix, MATRIX)
     matrix.set_defaults(run=_matrix)
 
@@ -207,7 +214,7 @@ def _add_result_commands(add: AddCommand) -> None:
     published.add_argument("--job", type=int, help="the job whose cells stand there, instead of a suite")
     published.add_argument("--dataset", help="what the suite was posted with, where that is not its own dataset")
     published.add_argument("--device", choices=["cpu", "cuda"], help="device class (default: the one with most cells)")
-    published.add_argument("--format", choices=FORMS)
+    published.add_argument("--format", choices=FORMS, help=FORM)
     published.add_argument(
         "--write", metavar="FOLDER", help="write all tables and counts of the newest job of --suite there instead"
     )
@@ -219,7 +226,7 @@ def _narrowed(command: argparse.ArgumentParser, filters: Sequence[str], *, forms
         kind, what = FILTERS[name]
         command.add_argument(f"--{name}", type=kind, action="append" if name in REPEATED else "store", help=what)
     if forms:
-        command.add_argument("--format", choices=FORMS, default="table")
+        command.add_argument("--format", choices=FORMS, default="table", help=FORM)
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -233,9 +240,10 @@ def _submit(options: argparse.Namespace) -> int:
     if options.suite:
         print(_description(client, options.suite))
     print(f"job {answer['id']}: {answer['progress']['stages']} stages, {client.url}/jobs/{answer['id']}")
-    if not (options.wait or options.matrices):
-        for reason in progress.nobody(answer):
-            print(f"it waits: {reason}")
+    watched = options.wait or options.matrices
+    waits = [] if watched else [f"it waits: {reason}" for reason in progress.nobody(answer)]
+    print("\n".join(progress.expected(answer, waits)), flush=True)
+    if not watched:
         return 0
     status = _watch(client, answer["id"])
     if options.matrices:
@@ -296,7 +304,7 @@ Yaml.add_constructor("tag:yaml.org,2002:int", _whole_number)
 def _spec(options: argparse.Namespace) -> Any:
     """Return the job; a file of JSON as it stands, so that the service reads what the user wrote."""
     if (options.file is None) == (options.suite is None):
-        raise _misuse("gauntlet submit: give a file or --suite NAME")
+        raise _misuse("gauntlet submit: give a file or --suite NAME, not both")
     if options.suite is not None:
         return {"suite": options.suite, **({} if options.dataset is None else {"dataset": options.dataset})}
     if options.dataset is not None:
@@ -362,7 +370,10 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _jobs(options: argparse.Namespace) -> int:
-    for _, job in zip(range(options.limit), Client(options.url).jobs(), strict=False):
+    found = list(islice(Client(options.url).jobs(), options.limit))
+    if not found:
+        print("no jobs yet; `gauntlet submit --suite quickstart --wait` runs one")
+    for job in found:
         print(f"{job['id']:6}  {job['state']:10} {100 * job['progress']['fraction']:5.1f} %  {job['name']}")
     return 0
 
@@ -387,7 +398,10 @@ def _log(options: argparse.Namespace) -> int:
 
 def _models(options: argparse.Namespace) -> int:
     filters = {} if options.dataset is None else {"dataset": options.dataset}
-    for _, model in zip(range(options.limit), Client(options.url).models(**filters), strict=False):
+    found = list(islice(Client(options.url).models(**filters), options.limit))
+    if not found:
+        print("no trained models yet, or none on that dataset; `gauntlet submit --suite quickstart --wait` trains some")
+    for model in found:
         clean = "--" if model["clean_accuracy"] is None else f"{100 * model['clean_accuracy']:.1f} %"
         print(f"{model['key']}  {model['dataset']:17}  {clean:>7}  {model['label']}, seed {model['seed']}")
     return 0

@@ -48,18 +48,27 @@ def whole(job: dict[str, Any], state: str | None = None) -> Iterator[str]:
 def plan(found: dict[str, Any]) -> str:
     """Return what a job would take."""
     kinds = Counter(stage["kind"] for stage in found["stages"])
-    cost = found["cost"]
     images = f", {found['images']} test images" if found["images"] else ""
-    rate = "measured" if cost["rate_measured"] else "assumed, none has been measured"
     lines = [
         f"{found['kind']} on {found['dataset']}, {found['device']}{images}: "
         f"{len(found['stages'])} stages ({', '.join(f'{number} {kind}' for kind, number in kinds.items())})",
         f"{found['done']} have succeeded before, {found['new']} have to run",
+        *expected(found, [found["waits_for"]] if found["waits_for"] else []),
+        "nothing was stored",
+    ]
+    return "\n".join(lines)
+
+
+def expected(found: dict[str, Any], waits: list[str]) -> list[str]:
+    """Return what to know of a job or a plan before it runs: how long it takes, what it waits for, its cautions."""
+    cost = found["cost"]
+    rate = "measured" if cost["rate_measured"] else "assumed, none has been measured"
+    return [
         f"about {_long(cost['remaining_seconds'])} of device time at {cost['rate']:.2g} floating-point operations per "
         f"second ({rate}); {cost['flop']:.2g} in all",
-        *([found["waits_for"]] if found["waits_for"] else []),
+        *waits,
+        *(f"caution: {caution}" for caution in found["cautions"]),
     ]
-    return "\n".join([*lines, *(f"caution: {caution}" for caution in found["cautions"]), "nothing was stored"])
 
 
 def nobody(job: dict[str, Any]) -> list[str]:

@@ -87,7 +87,10 @@ class TestSubmit:
         status, output, errors = gauntlet("submit", gauntlet.file(form({**JOB, "name": "from a file"})))
         assert (status, errors) == (0, "")
         number = submitted(output)
-        assert output.splitlines()[0] == f"job {number}: 9 stages, {served.url}/jobs/{number}"
+        first, estimate, *cautions = output.splitlines()
+        assert first == f"job {number}: 9 stages, {served.url}/jobs/{number}"
+        assert re.fullmatch(r"about \d+\.\d s of device time at .* floating-point operations per second .*", estimate)
+        assert "caution: not the paper's protocol: iterations: 10 instead of 30000 (all models)" in cautions
         assert Client(served.url).job(int(number))["name"] == "from a file"
 
     def test_numbers_of_yaml_are_those_of_json(self, gauntlet: Command, served: Served):
@@ -218,7 +221,7 @@ class TestSubmit:
     @pytest.mark.parametrize("arguments", [[], ["job.yaml", "--suite", "quickstart"]])
     def test_a_file_or_a_suite_but_one_of_them(self, gauntlet: Command, arguments: list[str]):
         status, _, errors = gauntlet("submit", *arguments)
-        assert (status, "give a file or --suite NAME" in errors) == (2, True)
+        assert (status, "give a file or --suite NAME, not both" in errors) == (2, True)
 
     def test_waiting_ends_with_the_job_and_prints_the_matrices(self, gauntlet: Command, served: Served):
         spec = {**JOB, "seeds": [5]}
@@ -260,7 +263,7 @@ class TestLooking:
         spec = {"kind": "train", "dataset": "mnist-mini", "defense": {"kind": "natural"}, "device": "cuda"}
         status, output, _ = gauntlet("submit", gauntlet.file(spec))
         assert status == 0
-        assert output.splitlines()[1].startswith("it waits: no live worker serves the queue gpu")
+        assert output.splitlines()[2].startswith("it waits: no live worker serves the queue gpu")
 
     def test_an_output_that_is_read_no_further(self, gauntlet: Command, served: Served):
         gauntlet("submit", gauntlet.file({**JOB, "seeds": [next(SEEDS)]}))
@@ -414,7 +417,7 @@ class TestNoService:
         status, output, errors = nobody(*arguments)
         assert (status, output) == (1, "")
         assert errors.startswith(f"gauntlet: no service at {nobody.url}: ")
-        assert errors.endswith("start one with `make serve`\n")
+        assert errors.endswith("start one with `make serve`, or name it with --url or GAUNTLET_URL\n")
 
     def test_the_address_comes_from_the_environment(
         self, nobody: Command, monkeypatch: pytest.MonkeyPatch, capsys: Any
@@ -433,6 +436,17 @@ class TestNoService:
             nobody.url = f"http://127.0.0.1:{silent.getsockname()[1]}"
             status, _, errors = nobody("jobs")
         assert (status, f"{nobody.url} has not answered" in errors, "no service" in errors) == (1, True, False)
+
+    def test_a_command_that_is_none_is_told_all_that_there_are(self, capsys: Any):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["docter"])
+        said = capsys.readouterr().err
+        assert (end.value.code, all(f"'{name}'" in said for name in ("submit", *cli.ADMIN))) == (2, True)
+
+    def test_lists_of_nothing_say_so(self, gauntlet: Command, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(Client, "jobs", lambda _: iter(()))
+        assert gauntlet("jobs")[1].startswith("no jobs yet; ")
+        assert gauntlet("models", "--dataset", "svhn")[1].startswith("no trained models yet, or none on that dataset")
 
     @pytest.mark.parametrize("url", [["--url", "http://127.0.0.1:9"], ["--url=http://127.0.0.1:9"]])
     def test_commands_of_the_services_own_machine_take_no_address(self, capsys: Any, url: list[str]):
