@@ -413,9 +413,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         asked, planned = _planned(options)
         stages = columns(planned, options.only)
-        missing = DATASETS[planned.dataset]().missing(options.data_dir)
+        lacking = DATASETS[planned.dataset]()
+        missing = lacking.missing(options.data_dir)
         if missing:
-            raise SpecError(f"{options.data_dir} lacks {missing[0]}: {DATASETS[planned.dataset]().remedy}")
+            remedy = f"name another folder with --data-dir, or {lacking.source}"
+            raise SpecError(f"{options.data_dir} lacks {missing[0]}: {remedy}")
         _require_place(options.out)
         folder = Folder(options.folder or options.out.with_name(options.out.name + ".folder"))
         for earlier in options.resume:
@@ -436,7 +438,7 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(asked, BenchmarkJob):
             print(f"\n{table(planned, contents.stages)}\n")
         seconds = time.monotonic() - began
-        print(f"{len(contents.stages)} of {len(planned.ordered)} stages, {seconds:.0f} s, in {options.out}")
+        print(f"{len(contents.stages)} of the suite's {len(planned.ordered)} stages, {seconds:.0f} s, in {options.out}")
 
 
 def _take(earlier: Path, folder: Folder, planned: Plan) -> None:
@@ -524,7 +526,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dataset", help="instead of the suite's, of images of the same form")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the suite's")
     parser.add_argument("--only", nargs="+", default=[], help="the columns of these targets; the rest stays to be run")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: cuda where it is")
     parser.add_argument("--eager", action="store_true", help="record no CUDA graphs: slower, and stages of other keys")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="of a CPU stage")
     parser.add_argument(

@@ -112,7 +112,7 @@ def test_some_columns_first_then_the_rest(out: Path, tmp_path: Path, capsys: pyt
     whole, found = results(out), results(part)
     missing = {bundle.read(out).manifest.stages[key].title for key in whole.keys() - found.keys()}
     assert missing == {"evaluate natural H, seed 0, clean", "evaluate natural H, seed 0, FGSM eps=0.3"}
-    assert "7 of 9 stages" in capsys.readouterr().out
+    assert "7 of the suite's 9 stages" in capsys.readouterr().out
     assert run_to(part) == 0
     assert results(part) == whole
 
@@ -396,7 +396,7 @@ def test_core_alone_needs_no_service():
     [
         (["--suite", "nope"], "no suite 'nope'"), (["--dataset", "nope"], "core.run: dataset: "),
         (["--suite", "e2sad-svhn-tiny", "--dataset", "mnist-mini"], "is of images of 3 x 32 x 32"),
-        (["--data-dir", "/nowhere", "--suite", "e2sad-mnist"], "lacks"),
+        (["--data-dir", "/nowhere", "--suite", "e2sad-mnist"], ": name another folder with --data-dir, or "),
         pytest.param(
             ["--device", "cuda"], "device: torch finds no CUDA device here; take cpu or auto",
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
