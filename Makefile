@@ -24,16 +24,16 @@ $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.installed
 install: $(VENV)/.installed ## create the environment
 dev: $(VENV)/.dev ## the environment with what tests and linters need
 
-demo: install ## run the quickstart suite on a service of its own, print both matrices, stop
+demo: install ## run the quickstart suite, never another, on a service of its own, print both matrices, stop
 	$(BIN)/python -m worker.serve --suite quickstart --stop
 
-serve: install ## as demo, and stay up (SUITE= posts nothing)
+serve: SUITE ?= quickstart
+serve: install ## as demo, with SUITE=NAME another suite, and stay up (SUITE= posts nothing)
 	$(BIN)/python -m worker.serve --suite "$(SUITE)"
-SUITE ?= quickstart
 
-paper: install ## run a suite of the paper, or go on with it: SUITE=e2sad-svhn DATASET=synth-digits; tables in docs/results
-	$(BIN)/python -m worker.serve --suite "$(PAPER_SUITE)" --dataset "$(DATASET)" --stop --results docs/results
-PAPER_SUITE = $(if $(filter command line environment,$(origin SUITE)),$(SUITE),e2sad-mnist)
+paper: SUITE ?= e2sad-mnist
+paper: install ## run the paper's protocol on a GPU, or go on with it; SUITE=e2sad-mnist-tiny tries it; tables in docs/results
+	$(BIN)/python -m worker.serve --suite "$(SUITE)" --dataset "$(DATASET)" --stop --results docs/results
 
 test: dev ## the test suite, with a real PostgreSQL and a real Redis
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --rerun-show-tracebacks -m "not slow"

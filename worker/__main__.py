@@ -1,5 +1,6 @@
 """`python -m worker`: one Celery worker with warm children, one for each slot of each device."""
 
+import argparse
 import logging
 import os
 import signal
@@ -66,6 +67,7 @@ def main() -> None:
 
     Exit 70 where its children cannot be started, 1 on another schema or where it shall serve GPUs and there is none.
     """
+    argparse.ArgumentParser(prog="python -m worker", description=__doc__).parse_args()
     logs.to_stderr()
     warnings.simplefilter("ignore", SecurityWarning)  # root is fine: messages are JSON, and never more than a hint
     from worker.app import app, children

@@ -3,6 +3,7 @@
 A loop, not a job. Any number may run; a lease row lets one act.
 """
 
+import argparse
 import logging
 import signal
 import time
@@ -144,6 +145,7 @@ class Keeper:
 
 def main() -> None:
     """Run the keeper until SIGTERM or SIGINT."""
+    argparse.ArgumentParser(prog="python -m worker.keeper", description=__doc__).parse_args()
     logs.to_stderr()
     await_schema(settings().sql_url)
     keeper = Keeper(settings())

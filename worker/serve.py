@@ -40,6 +40,8 @@ CLOSING = "Application startup failed. Exiting."
 STOP_SECONDS = {"api": 30.0, "keeper": 30.0, "worker": 120.0}
 """How long each may take to end; the worker drains, as with `stop_grace_period` in docker-compose.yml."""
 RESTART_SECONDS = 1.0
+CLIENTS_URL = "http://127.0.0.1:8000"
+"""Where `gauntlet` looks for a service that nobody names."""
 EMBEDDED = {"HEARTBEAT_SECONDS": "2", "LEASE_SECONDS": "15", "KEEPER_SECONDS": "0.5", "CHECKPOINT_SECONDS": "15"}
 """On one machine orphans are noticed sooner than the defaults, which are made for a network."""
 PR_SET_PDEATHSIG = 1
@@ -188,6 +190,11 @@ class LocalService:
         except (urllib.error.URLError, OSError, http.client.HTTPException):
             return None
 
+    def newest_number(self) -> int:
+        """Return the newest job's number, 0 where there is none."""
+        found = self._answer("/jobs?limit=1")
+        return found["jobs"][0]["id"] if found and found["jobs"] else 0
+
     def stop(self) -> None:
         """Ask every process to end, and end those that do not."""
         for process in self._processes.values():
@@ -270,11 +277,14 @@ def _serve(chosen: Settings, options: argparse.Namespace) -> int:
         try:
             service.start()
             print(f"service ready at {service.url}, state in {chosen.state_dir}", flush=True)
+            before = service.newest_number()
             status = submit(service, options.suite, options.dataset) if options.suite else 0
-            if options.results:
+            if options.results and service.newest_number() != before:
                 status = publish(service, options.suite, options.dataset, options.results) or status
             if not options.stop:
                 print(f"\nGauntlet is at {service.url} (docs at {service.url}/docs); Ctrl-C stops it.", flush=True)
+                if service.url != CLIENTS_URL:
+                    print(f"In another terminal first: export GAUNTLET_URL={service.url}", flush=True)
                 service.tend()
             return status
         finally:
@@ -295,7 +305,7 @@ def main() -> int:
     try:
         return _serve(settings(), options)
     except KeyboardInterrupt:
-        print("\nstopped; started again, it goes on where it was", flush=True)
+        print("\nstopped; started again with the same CPU_THREADS, it goes on where it was", flush=True)
         return 0
     except DBAPIError as error:
         print(f"gauntlet: the database cannot be used: {error.orig}", file=sys.stderr)

@@ -79,7 +79,8 @@ class Dataset(Kind):
     def remedy(self) -> str:
         """Return what to do when files are missing, as the second half of a sentence."""
         instead = f", or {self.instead}" if self.instead else ""
-        return f"{self.source}, or start with DATA_DIR set to a folder that has {next(iter(self.checksums))}{instead}"
+        folder = f"a folder that has {next(iter(self.checksums))}"
+        return f"{self.source}, or restart the service with DATA_DIR set to {folder}{instead}"
 
     def first(self, limit: int | None) -> int | None:
         """Return `limit` where it shortens the test set, else None, so that all of it has one name."""

@@ -375,7 +375,7 @@ def test_a_dataset_that_is_not_installed(sqlite_url: str, tmp_path: Path):
         field = error["fields"][0]
         assert field["path"] == "dataset"
         assert "the dataset mnist is not installed (MNIST/raw/train-images-idx3-ubyte is missing)" in field["message"]
-        assert "run `gauntlet data mnist`, or start with DATA_DIR set" in field["message"]
+        assert "run `gauntlet data mnist`, or restart the service with DATA_DIR set" in field["message"]
         assert field["allowed"] == ["mnist-mini", "synth-digits", "synth-digits-mini"]
         assert house.rows() == {}
         assert house.plan({**ONE, "dataset": "mnist-mini"})["dataset"] == "mnist-mini"

@@ -25,11 +25,9 @@ def test_without_svhn_its_suites_say_what_to_install(bare_house: House, suite: s
     field = answer.json()["error"]["fields"][0]
     assert field["path"] == "dataset"
     assert "train_32x32.mat is missing" in field["message"]
-    assert (
-        "run `gauntlet data svhn`, or start with DATA_DIR set to a folder that has train_32x32.mat" in field["message"]
-    )
+    assert "run `gauntlet data svhn`, or restart the service with DATA_DIR set to a folder " in field["message"]
     assert "or take the dataset synth-digits" in field["message"]
-    assert "or start with DATA_DIR set to a folder that has train_32x32.mat" in field["message"]
+    assert "or restart the service with DATA_DIR set to a folder that has train_32x32.mat" in field["message"]
     assert "synth-digits" in field["allowed"]
     assert bare_house.rows().get("jobs", 0) == 0
 

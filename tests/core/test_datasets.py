@@ -150,7 +150,7 @@ class TestEveryKind:
         with pytest.raises(DatasetMissing) as caught:
             kind().load(tmp_path)
         assert first in str(caught.value)
-        assert f", or start with DATA_DIR set to a folder that has {first}" in str(caught.value)
+        assert f", or restart the service with DATA_DIR set to a folder that has {first}" in str(caught.value)
         assert str(caught.value).endswith(kind.instead)
 
     def test_a_folder_that_is_not_there_or_is_a_file_misses_everything(self, tmp_path: Path):

@@ -283,6 +283,14 @@ def test_returns_when_one_is_idle() -> None:
 
 
 @pytest.mark.parametrize("role", ["worker", "worker.keeper"])
+def test_help_starts_nothing(tmp_path: Path, role: str) -> None:
+    command, environment = [sys.executable, "-m", role, "--help"], {**os.environ, "STATE_DIR": str(tmp_path / "state")}
+    ended = subprocess.run(command, env=environment, timeout=60, check=False, capture_output=True, text=True)
+    assert (ended.returncode, f"usage: python -m {role} [-h]" in ended.stdout) == (0, True)
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("role", ["worker", "worker.keeper"])
 def test_it_refuses_to_start_on_another_schema(tmp_path: Path, sqlite_url: str, role: str) -> None:
     migrate.downgrade(sqlite_url, "0002")
     environment = {**os.environ, "STATE_DIR": str(tmp_path), "DATABASE_URL": sqlite_url,

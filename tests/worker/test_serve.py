@@ -97,6 +97,7 @@ def test_a_service_and_its_processes(tmp_path: Path, default_port_taken: None) -
     try:
         client = service.ready()
         assert re.search(r"port 8000 is taken; using 80\d\d", service.log)
+        wait_until("it says how clients find it", lambda: f"export GAUNTLET_URL={client.url}\n" in service.log)
         state = tmp_path / "state"
         second = Serve(tmp_path / "second", STATE_DIR=str(state))
         assert second.wait() == 1
@@ -194,10 +195,22 @@ def test_settings(tmp_path: Path) -> None:
             assert "LEASE_SECONDS=15" not in environment  # `.env` decides
             service.send(signal.SIGINT)
             assert service.wait() == 0
-            assert service.log.endswith("\nstopped; started again, it goes on where it was\n")
+            assert service.log.endswith("\nstopped; started again with the same CPU_THREADS, it goes on where it was\n")
             assert gone(service.family)
         finally:
             service.end()
+
+
+def test_nothing_is_published_of_a_job_that_was_refused(tmp_path: Path) -> None:
+    """What is missing is said once, by the refusal."""
+    results = str(tmp_path / "results")
+    service = Serve(tmp_path, "--suite", "e2sad-mnist", "--stop", "--results", results, PORT=str(servers.free_port()))
+    try:
+        assert service.wait(120) == 1
+    finally:
+        service.end()
+    assert "the dataset mnist is not installed" in service.log
+    assert "gauntlet paper" not in service.log
 
 
 def test_port_taken(tmp_path: Path, taken: int) -> None:
