@@ -189,31 +189,14 @@ class TestIdentity:
         assert attack.differences() == {"steps": 7}
 
 
-ZAP = '''
-"""Attack kind `zap`: written by a test."""
-
-from typing import Literal
-
-from core.attacks.base import GradientAttack
-from core.fields import Pixels
-from core.passes import Passes
-from fractions import Fraction
+DOCUMENT = ROOT / "docs" / "adding-a-kind.md"
 
 
-class Zap(GradientAttack):
-    """Moves nothing."""
+def written(language: str) -> list[str]:
+    """Return the documents' examples in a language."""
+    return re.findall(f"```{language}\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
 
-    kind: Literal["zap"] = "zap"
-    """What is asked for."""
-    eps: Pixels = Fraction(3, 10)
-    """Radius, in pixel units."""
 
-    def run(self, images, oracle):
-        return images.clone()
-
-    def passes(self):
-        return Passes()
-'''
 PROGRAM = """
 import json, sys, tempfile
 from pathlib import Path
@@ -226,28 +209,29 @@ from store.settings import Settings
 state = Path(sys.argv[1])
 url = f"sqlite:///{state / 'gauntlet.db'}"
 migrate.upgrade(url)
-job = {"defense": {"kind": "natural"}, "dataset": "mnist-mini", "attacks": [{"kind": "zap", "eps": "8/255"}]}
+job = {"defense": {"kind": "natural"}, "dataset": "mnist-mini", "attacks": [{"kind": "uniform_noise", "eps": "8/255"}]}
 settings = Settings(_env_file=None, state_dir=state, database_url=url, data_download=True, redis_url="", device="cpu")
 with TestClient(create_app(settings)) as client:
     plan = client.post("/jobs?dry_run=1", json=job)
-    wrong = client.post("/jobs", json={**job, "attacks": [{"kind": "zap", "eps": 2}]})
+    wrong = client.post("/jobs", json={**job, "attacks": [{"kind": "uniform_noise", "eps": 2}]})
     answers = {
         "where": core.attacks.__file__,
         "plan": [plan.status_code, [stage["title"] for stage in plan.json().get("stages", [])]],
         "wrong": wrong.json()["error"]["fields"][0],
-        "catalog": client.get("/catalog").json()["attacks"]["zap"]["schema"]["properties"]["eps"]["default"],
-        "openapi": "Zap" in client.get("/openapi.json").json()["components"]["schemas"],
+        "catalog": client.get("/catalog").json()["attacks"]["uniform_noise"]["schema"]["properties"]["eps"]["default"],
+        "openapi": "UniformNoise" in client.get("/openapi.json").json()["components"]["schemas"],
         "torch": "torch" in sys.modules,
     }
 print(json.dumps(answers))
 """
 
 
-def test_an_attack_dropped_as_one_file_is_validated_planned_listed_and_documented(tmp_path: Path):
+def test_the_documents_attack_dropped_as_one_file_is_validated_planned_listed_and_documented(tmp_path: Path):
     for package in ("core", "api", "store", "migrations"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "alembic.ini", tmp_path)
-    (tmp_path / "core" / "attacks" / "zap.py").write_text(ZAP)
+    (code,) = (code for code in written("python") if "(Attack)" in code)
+    (tmp_path / "core" / "attacks" / "uniform_noise.py").write_text(code)
     (tmp_path / "state").mkdir()
     found = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path / "state")], cwd=tmp_path, capture_output=True, text=True,
@@ -258,7 +242,7 @@ def test_an_attack_dropped_as_one_file_is_validated_planned_listed_and_documente
     assert answers["where"] == str(tmp_path / "core" / "attacks" / "__init__.py")
     status, titles = answers["plan"]
     assert status == 200
-    assert "craft ZAP eps=8/255 on natural H, seed 0" in titles
+    assert "craft UNIFORM_NOISE eps=8/255 on natural H, seed 0" in titles
     assert answers["wrong"]["path"] == "attacks.0.eps"
     assert answers["catalog"] == "0.3"
     assert answers["openapi"] is True
@@ -290,11 +274,10 @@ def python(folder: Path, program: str) -> "subprocess.CompletedProcess[str]":
 @pytest.fixture
 def documented(tmp_path: Path) -> Path:
     """A folder on whose path the package of docs/adding-a-kind.md is installed."""
-    said = (ROOT / "docs" / "adding-a-kind.md").read_text()
-    names = re.findall(r"^`(gauntlet_noise/\w+\.py)`", said, re.MULTILINE)
-    codes, (project,) = (re.findall(f"```{language}\n(.*?)```", said, re.DOTALL) for language in ("python", "toml"))
+    names = re.findall(r"^`(gauntlet_noise/\w+\.py)`", DOCUMENT.read_text(), re.MULTILINE)
+    (project,) = written("toml")
     (tmp_path / "gauntlet_noise").mkdir()
-    for name, code in zip(names, codes, strict=False):
+    for name, code in zip(names, written("python"), strict=False):
         (tmp_path / name).write_text(code)
     points = tomllib.loads(project)["project"]["entry-points"]["gauntlet.defenses"]
     entry_point(tmp_path, "gauntlet.defenses", "\n".join(f"{name} = {value}" for name, value in points.items()))
