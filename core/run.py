@@ -416,7 +416,8 @@ def main(argv: list[str] | None = None) -> int:
         lacking = DATASETS[planned.dataset]()
         missing = lacking.missing(options.data_dir)
         if missing:
-            remedy = f"name another folder with --data-dir, or {lacking.source}"
+            remedies = ["name another folder with --data-dir", lacking.source, lacking.instead]
+            remedy = ", or ".join(remedy for remedy in remedies if remedy)
             raise SpecError(f"{options.data_dir} lacks {missing[0]}: {remedy}")
         _require_place(options.out)
         folder = Folder(options.folder or options.out.with_name(options.out.name + ".folder"))
