@@ -39,8 +39,11 @@ def entropy(logits: Tensor) -> Tensor:
     return dissimilarity(logits, logits)
 
 
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return how far the best wrong class leads the true one, per example: above 0 where the model is fooled."""
+def lead(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return by how much the best wrong logit exceeds the true one, per example: above 0 where the model is fooled.
+
+    The negated margin.
+    """
     true = labels.unsqueeze(1)
     wrong = logits.scatter(1, true, float("-inf"))
     return wrong.amax(1) - logits.gather(1, true).squeeze(1)

@@ -61,10 +61,10 @@ class PGD(GradientAttack):
         worst = self._once(images, oracle, 0)
         if self.restarts == 1:
             return worst
-        lead = losses.margin(oracle.logits(worst), oracle.labels)
+        lead = losses.lead(oracle.logits(worst), oracle.labels)
         for restart in range(1, self.restarts):
             other = self._once(images, oracle, restart)
-            its_lead = losses.margin(oracle.logits(other), oracle.labels)
+            its_lead = losses.lead(oracle.logits(other), oracle.labels)
             better = its_lead > lead
             worst = other.where(better.view(-1, 1, 1, 1), worst)
             lead = its_lead.where(better, lead)

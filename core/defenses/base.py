@@ -79,13 +79,13 @@ class Batch:
             monitor=self.monitor,
         )
 
-    def descent(self, loss: Tensor) -> list[Tensor]:
+    def weight_gradient(self, loss: Tensor) -> list[Tensor]:
         """Return the weight gradient of `loss`, in the weights' own memory layout."""
         import torch
 
-        return self.as_weights_lie(torch.autograd.grad(loss, self.params))
+        return self.in_weight_layout(torch.autograd.grad(loss, self.params))
 
-    def as_weights_lie(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def in_weight_layout(self, gradients: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradients, copied where they lie in memory otherwise than their weights.
 
         Fused optimisers read them as they lie, and a second differentiation, or float64, leaves some transposed.
@@ -118,7 +118,7 @@ def clean_pass(batch: Batch, *, weights: bool, images: bool) -> Clean:
     wanted = [*(batch.params if weights else []), *([clean] if images else [])]
     found = list(torch.autograd.grad(loss, wanted))
     of_images = found.pop() if images else None
-    return Clean(loss.detach() / len(clean), batch.as_weights_lie(found) if weights else [], of_images)
+    return Clean(loss.detach() / len(clean), batch.in_weight_layout(found) if weights else [], of_images)
 
 
 def add_scaled(weights: list[Tensor], others: list[Tensor], factor: float) -> list[Tensor]:
@@ -188,7 +188,7 @@ class AdversarialTraining(Defense, ABC):
             return Gradients([w / size for w in clean.weights], {"loss": clean.loss, "clean": clean.loss})
         images = self.attack().run(batch.images, batch.oracle(known=clean.images))
         loss, figures = self.adversarial_loss(batch, images)
-        weights = add_scaled(batch.descent((1 - alpha) * loss), clean.weights, alpha / size)
+        weights = add_scaled(batch.weight_gradient((1 - alpha) * loss), clean.weights, alpha / size)
         total = alpha * clean.loss + (1 - alpha) * loss.detach()
         return Gradients(weights, {"loss": total, "clean": clean.loss, **figures})
 

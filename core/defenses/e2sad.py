@@ -128,7 +128,7 @@ class E2SAD(Defense):
             return Gradients([weight / size for weight in clean.weights], {"loss": clean.loss, "clean": clean.loss})
         x1 = self._first(batch, clean.images)
         loss, figures = self._adversarial_loss(batch, x1.requires_grad_())
-        weights = add_scaled(batch.descent(loss), clean.weights, alpha / size)
+        weights = add_scaled(batch.weight_gradient(loss), clean.weights, alpha / size)
         return Gradients(weights, {"loss": alpha * clean.loss + loss.detach(), "clean": clean.loss, **figures})
 
     def examples(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ class Natural(Defense):
     def gradients(self, batch: Batch) -> Gradients:
         """Return the gradients of mean J(x)."""
         loss = batch.losses(batch.model(batch.images)).mean()
-        return Gradients(batch.descent(loss), {"loss": loss.detach()})
+        return Gradients(batch.weight_gradient(loss), {"loss": loss.detach()})
 
     def passes(self) -> Passes:
         """Return one full pass."""

@@ -45,7 +45,7 @@ class PgdMinmax(Defense):
         """Return the gradients of mean J(x_adv)."""
         images = self.attack().run(batch.images, batch.oracle())
         loss = batch.losses(batch.model(images)).mean()
-        return Gradients(batch.descent(loss), {"loss": loss.detach()})
+        return Gradients(batch.weight_gradient(loss), {"loss": loss.detach()})
 
     def passes(self) -> Passes:
         """Return the attack's gradients and one full pass; the clean images are never shown, so nothing is shared."""

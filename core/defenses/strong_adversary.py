@@ -39,7 +39,7 @@ class StrongAdversary(Defense):
         moved = ascend(batch.images, self._nearest(batch), float(self.eps))
         images = moved.clamp_(0, 1) if self.clip else moved
         loss = batch.losses(batch.model(images)).mean()
-        return Gradients(batch.descent(loss), {"loss": loss.detach()})
+        return Gradients(batch.weight_gradient(loss), {"loss": loss.detach()})
 
     def passes(self) -> Passes:
         """Return the clean forward pass with a gradient per rival, and the adversarial pass."""

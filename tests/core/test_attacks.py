@@ -20,7 +20,7 @@ from core.attacks.ifgsm import IFGSM
 from core.attacks.none import NoAttack
 from core.attacks.pgd import PGD
 from core.errors import GauntletError, Interrupted
-from core.losses import margin, soft_targets
+from core.losses import lead, soft_targets
 from core.passes import Passes
 from core.random import fold, uniform
 from tests.core.counting import CountPasses
@@ -295,7 +295,7 @@ class TestRestarts:
         several = PGD(eps="0.1", steps=2, step_size="0.05", restarts=4)
         oracle = Oracle(model=model, loss=_label_loss(labels), labels=labels, indices=torch.arange(32))
         runs = torch.stack([several._once(images, oracle, restart) for restart in range(4)])
-        leads = torch.stack([margin(model(run), labels) for run in runs]).detach()
+        leads = torch.stack([lead(model(run), labels) for run in runs]).detach()
         best = leads.argmax(0)
         assert len(set(best.tolist())) == 4
         expected = runs[best, torch.arange(32)]

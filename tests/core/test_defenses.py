@@ -20,7 +20,7 @@ from core.defenses.natural import Natural
 from core.defenses.pgd_minmax import PgdMinmax
 from core.defenses.strong_adversary import StrongAdversary
 from core.errors import Interrupted
-from core.losses import cross_entropy, dissimilarity, entropy, margin, soft_targets
+from core.losses import cross_entropy, dissimilarity, entropy, lead, soft_targets
 from core.passes import Passes
 from core.surfaces import two_steps
 from tests.core import naive
@@ -399,8 +399,8 @@ def test_losses_against_numbers_worked_out_by_hand():
     expected = -(0.7 * np.log(0.25) + 0.2 * np.log(0.25) + 0.1 * np.log(0.5))
     assert dissimilarity(logits, other).item() == pytest.approx(expected)
     assert entropy(other).item() == pytest.approx(1.5 * np.log(2))
-    assert margin(logits, torch.tensor([0])).item() == pytest.approx(np.log(0.2) - np.log(0.7))
-    assert margin(logits, torch.tensor([2])).item() == pytest.approx(np.log(0.7) - np.log(0.1))
+    assert lead(logits, torch.tensor([0])).item() == pytest.approx(np.log(0.2) - np.log(0.7))
+    assert lead(logits, torch.tensor([2])).item() == pytest.approx(np.log(0.7) - np.log(0.1))
 
 
 @pytest.mark.parametrize(
