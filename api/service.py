@@ -45,16 +45,11 @@ class Service:
         self.ringer.close()
         self.database.close()
 
-    @property
-    def alive_seconds(self) -> float:
-        """How long a silent worker counts as alive."""
-        return workers.ALIVE_HEARTBEATS * self.settings.heartbeat_seconds
-
     def execution(self, session: Session, job: Job) -> Execution:
         """Return how the job's stages are executed, resolved now and part of their keys."""
         device = job.device if job.device != "auto" else self.settings.device
         if device == "auto":
-            device = "cuda" if workers.has_live_cuda(session, self.alive_seconds) else "cpu"
+            device = "cuda" if workers.has_live_cuda(session, self.settings.alive_seconds) else "cpu"
         return Execution.on(device, self.settings.cpu_threads)
 
     def require_dataset(self, job: Job, name: str) -> None:

@@ -19,6 +19,7 @@ QUEUES = ("gpu", "cpu")
 """What a stage may need, and a worker may serve."""
 DATABASES = ("postgresql+psycopg", "postgresql", "postgres", "sqlite")
 BROKERS = ("redis://", "rediss://", "redis+socket://")
+ALIVE_HEARTBEATS = 3.5
 
 
 class Settings(BaseSettings):
@@ -142,6 +143,11 @@ class Settings(BaseSettings):
     def host_names(self) -> tuple[str, ...]:
         """The names of ALLOWED_HOSTS."""
         return tuple(names(self.allowed_hosts.lower()))
+
+    @property
+    def alive_seconds(self) -> float:
+        """How long a worker that reports no more counts as alive."""
+        return ALIVE_HEARTBEATS * self.heartbeat_seconds
 
     @property
     def queues(self) -> list[str]:

@@ -8,8 +8,6 @@ from sqlalchemy.orm import Session
 from store.database import db_now, insert_for
 from store.models import WORKERS, Lease, Worker
 
-ALIVE_HEARTBEATS = 3.5
-"""A worker is alive that has reported within this many heartbeats."""
 KEEPER = "keeper"
 """Name of the lease that the acting keeper holds."""
 KEPT = "keeper, all duties"

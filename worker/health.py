@@ -15,7 +15,7 @@ def healthy(role: str) -> bool:
     with database.read() as session:
         if role == "keeper":
             return workers.keeper_trouble(session, chosen.keeper_seconds) is None
-        alive = workers.all_workers(session, workers.ALIVE_HEARTBEATS * chosen.heartbeat_seconds)
+        alive = workers.all_workers(session, chosen.alive_seconds)
         return any(ok and worker.host == socket.gethostname() for worker, ok, _ in alive)
 
 

@@ -131,11 +131,10 @@ class Keeper:
 
     def _hear(self) -> list[Bell]:
         """Return bells to ring again, noted or not: one too many does no harm."""
-        alive = workers.ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
         bells: list[Bell] = []
         try:
             with self._database.write() as session:
-                bells = keeping.unheard(session, alive, RESEND_SECONDS)
+                bells = keeping.unheard(session, self._settings.alive_seconds, RESEND_SECONDS)
         except Exception as error:
             if not bells:
                 raise

@@ -1,7 +1,7 @@
 """One worker process: it registers, claims stages, keeps its lease alive from a thread, and stops when told to.
 
 One thread renews the lease, carries progress and logs, and hears of cancellations. Another, which waits for nothing
-while the process lives, is its conscience: where the lease could not be renewed it stops the work before the lease
+while the process lives, is its watchdog: where the lease could not be renewed it stops the work before the lease
 ends by this process's own monotonic clock, and work that does not stop when told to it ends with the process. What it
 then still has to tell SQL or the disk has a second or two, by a timer.
 """
@@ -33,7 +33,7 @@ from worker.watch import Watch
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
-"""How often the conscience looks, at least."""
+"""How often the watchdog looks, at least."""
 GRACE_SECONDS = 3.0
 """How long work may take to notice that it was cancelled or lost before its process is ended."""
 DRAIN_SECONDS = 90.0
@@ -66,7 +66,7 @@ class WorkerProcess:
         self._watch: Watch | None = None
         self._row: dict[str, Any] = {}
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        self._conscience = threading.Thread(target=self._guard, name="conscience", daemon=True)
+        self._watchdog = threading.Thread(target=self._guard, name="watchdog", daemon=True)
 
     def start(self) -> None:
         """Register, waiting for SQL, and begin to report; load torch now, so that the first stage finds it warm."""
@@ -74,7 +74,7 @@ class WorkerProcess:
         while not self._draining and not self._registered(row):
             self._ended.wait(RETRY_SECONDS)
         self._heart.start()
-        self._conscience.start()
+        self._watchdog.start()
         log.info("worker %s serves %s on %s", self._incarnation[:8], row["queues"], row["device_name"])
 
     def work(self) -> None:
@@ -126,8 +126,7 @@ class WorkerProcess:
     def _left_to_others(self, session: Session) -> set[tuple[str, str]]:
         if not self._runner.has_refused:
             return set()
-        alive = workers.ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
-        return refusals.left_to_others(session, self._incarnation, alive)
+        return refusals.left_to_others(session, self._incarnation, self._settings.alive_seconds)
 
     def _registered(self, row: dict[str, Any]) -> bool:
         try:
@@ -196,14 +195,15 @@ class WorkerProcess:
                 if watch is not None:
                     self._enforce(watch, margin)
             except Exception:
-                log.exception("the conscience of this worker")  # it must not fall silent
+                log.exception("the watchdog of this worker")  # it must not fall silent
 
     def _enforce(self, watch: Watch, margin: float) -> None:
         """Stop work whose lease is about to end, and end the process where told work does not stop in time."""
         left = self._settings.lease_seconds - watch.since_renewal()
         if left < margin and watch.stop("lost"):
             log.warning("stage %s is stopped: its lease could not be renewed", watch.claim.key[:12])
-        ended = left < margin / 4 and watch.overdue(margin / 2, margin / 2)  # a process that was paused has just heard
+        # half a margin of grace: a process that was paused hears only now that it must stop
+        ended = left < margin / 4 and watch.overdue(margin / 2, margin / 2)
         if self._watch is watch and (ended or watch.overdue(GRACE_SECONDS, DRAIN_SECONDS)):
             log.error("stage %s did not stop when told to; ending this process", watch.claim.key[:12])
             self._end(watch, left)

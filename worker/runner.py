@@ -34,7 +34,6 @@ from store.crashpoints import crashpoint
 from store.database import AWAY, Database
 from store.settings import Settings
 from store.stages import Bell, Claim, StaleFence, StoredArtifact
-from store.workers import ALIVE_HEARTBEATS
 from worker.devices import device_class
 from worker.patience import patiently
 from worker.publisher import Publisher
@@ -173,7 +172,7 @@ class StageRunner:
         log.warning("stage %s is left to other workers: %s", claim.key[:12], unfit)
         watch.add_line(f"the worker on {host} cannot run it: {unfit}")
         cause = {"cause": type(unfit).__name__, "message": str(unfit), "refused_by": host}
-        alive = ALIVE_HEARTBEATS * self._settings.heartbeat_seconds
+        alive = self._settings.alive_seconds
         patience = 0.0 if isinstance(unfit, DatasetMissing) else REFUSED_SECONDS
         self.has_refused = True
         return self._ended(

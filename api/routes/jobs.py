@@ -296,7 +296,7 @@ def _plan_reply(service: Service, session: Session, job: Job, planned: Plan) -> 
     every = [(stage.flop, known.get(stage.key, "new"), False, 0.0) for stage in ordered]
     price = views.cost(session, planned.device, every)
     queue = jobs.queue_of(planned.device)
-    served = queue in workers.live_queues(session, service.alive_seconds)
+    served = queue in workers.live_queues(session, service.settings.alive_seconds)
     return PlanReply(
         kind=getattr(job, "kind", "benchmark"),
         dataset=planned.dataset,
@@ -328,7 +328,7 @@ def job_reply(service: Service, session: Session, job_id: int) -> JobReply:
     if job is None:
         raise NotFound(f"there is no job {job_id}")
     rows = jobs.stages_of(session, job_id, specs=False)
-    reasons = waiting.reasons(session, [row for row, _ in rows], service.alive_seconds)
+    reasons = waiting.reasons(session, [row for row, _ in rows], service.settings.alive_seconds)
     every = [(row.flop, row.state, reused, row.device_seconds) for row, reused in rows]
     running = [(row.flop, row.progress) for row, _ in rows if row.state == StageState.RUNNING]
     device = "cuda" if any(row.queue == "gpu" for row, _ in rows) else "cpu"

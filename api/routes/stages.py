@@ -63,7 +63,7 @@ def get_stage(key: StageKey, service: ServiceDep) -> StageDetail:
         if found is None:
             raise NotFound(f"there is no stage {key}")
         row = found.stage
-        reasons = waiting.reasons(session, [row], service.alive_seconds)
+        reasons = waiting.reasons(session, [row], service.settings.alive_seconds)
         return StageDetail(
             **views.of_stage(row, reasons),
             spec=row.spec, parents=found.parents, queue=row.queue, fence=row.fence, failures=row.failures,
@@ -150,7 +150,7 @@ def _model(found: TrainedModel) -> ModelReply:
 def list_workers(service: ServiceDep) -> list[WorkerReply]:
     """List worker processes with their devices and heartbeats, newest first."""
     with service.database.read() as session:
-        rows = workers.all_workers(session, service.alive_seconds)
+        rows = workers.all_workers(session, service.settings.alive_seconds)
         keys = stages.keys_of(session, [worker.stage_id for worker, *_ in rows if worker.stage_id])
         leaves = refusals.by_worker(session)
     return [

@@ -42,7 +42,7 @@ def readyz(service: ServiceDep) -> JSONResponse:
 def metrics(service: ServiceDep) -> PlainTextResponse:
     """Answer with what an operator watches, in Prometheus' text format, counted in SQL now."""
     with service.database.read() as session:
-        found = gauges(session, service.alive_seconds)
+        found = gauges(session, service.settings.alive_seconds)
     return PlainTextResponse(render(found), media_type=MEDIA)
 
 

@@ -1,4 +1,4 @@
-"""The process that runs stages: its lease, its conscience, its database going away."""
+"""The process that runs stages: its lease, its watchdog, its database going away."""
 
 import sys
 import threading
@@ -214,7 +214,7 @@ def stuck(database: Database, settings: Settings, tmp_path: Path) -> Iterator[An
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("more", ["", FAILS_ONCE], ids=["", "an error in the conscience"])
+@pytest.mark.parametrize("more", ["", FAILS_ONCE], ids=["", "an error in the watchdog"])
 def test_stuck_work_ends_with_its_process(database: Database, stuck: Any, more: str) -> None:
     """Work that does not hear that it was cancelled: the stage is cancelled and its process ends."""
     process_, job_id = stuck(more)
