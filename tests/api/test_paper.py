@@ -144,7 +144,8 @@ class TestOneSeed:
     def test_a_model_evaluated_otherwise_is_no_further_seed(self, one_seed: House, again: dict[str, Any]):
         before = one_seed.get("/results/paper/1", **TINY)
         (model, *_) = [one for one in one_seed.get("/models")["models"] if one["label"] == "e2SAD S"]
-        job = {"kind": "evaluate", "targets": [{"key": model["key"]}], "attacks": [{"kind": "none"}], "limit": 20}
+        target = {"key": model["key"], "name": model["label"]}
+        job = {"kind": "evaluate", "targets": [target], "attacks": [{"kind": "none"}], "limit": 20}
         database = one_seed.service.database
         factories.post(database, job, execution=Execution(**again))
         assert one_seed.get("/results/paper/1", **TINY)["cells"] == before["cells"]
