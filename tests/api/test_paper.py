@@ -143,7 +143,7 @@ class TestOneSeed:
     @pytest.mark.parametrize("again", [{"threads": 5}, {"threads": 1, "device": "cuda"}])
     def test_a_model_evaluated_otherwise_is_no_further_seed(self, one_seed: House, again: dict[str, Any]):
         before = one_seed.get("/results/paper/1", **TINY)
-        (model, *_) = [one for one in one_seed.get("/models")["models"] if one["label"] == "e2SAD S"]
+        (*_, model) = [one for one in one_seed.get("/models")["models"] if one["label"] == "e2SAD S"]
         target = {"key": model["key"], "name": model["label"]}
         job = {"kind": "evaluate", "targets": [target], "attacks": [{"kind": "none"}], "limit": 20}
         database = one_seed.service.database
