@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,6 +21,7 @@ from core.bits import Bits
 from core.bundle_figures import BadFigure, Look, check_drawing, check_look, cost_of, images_of
 from core.datasets import DATASETS
 from core.errors import GauntletError, SpecError
+from core.execution import Execution
 from core.figures.base import Figure
 from core.jobs import JOB, EvaluateJob, Key, Tags, Text
 from core.kinds import Spec
@@ -403,10 +404,10 @@ def _check_job(job: JobEntry, specs: Mapping[str, Stage]) -> None:
 
 def _check_asked(said: str, job: JobEntry, asked: Any, specs: Mapping[str, Stage]) -> None:
     """Raise where the job's spec would not have asked for its stages; one that names trained models is believed."""
-    executed = [specs[key].execution for key in job.stages if not isinstance(specs[key], Draw)]
+    executed = executions(specs[key] for key in job.stages)
     if not executed or isinstance(asked, EvaluateJob) or getattr(asked, "models", None):
         return
-    if any(execution != executed[0] for execution in executed):
+    if len(executed) > 1:
         raise BundleError(f"{said} was executed in several ways; a job has one")
     nobody: Any = None
     try:
@@ -416,6 +417,11 @@ def _check_asked(said: str, job: JobEntry, asked: Any, specs: Mapping[str, Stage
     for key in job.stages:
         if key not in planned:
             raise BundleError(f"{said} has stage {key} ({specs[key].kind}), which its spec does not ask for")
+
+
+def executions(stages: Iterable[Stage]) -> list[Execution]:
+    """Return how stages were executed, each way once; a drawing is made on no device, and says nothing of one."""
+    return list(dict.fromkeys(stage.execution for stage in stages if not isinstance(stage, Draw)))
 
 
 def difference(payload: Mapping[str, Any], here: Mapping[str, str], entry: StageEntry) -> str | None:

@@ -451,7 +451,7 @@ def _take(earlier: Path, folder: Folder, planned: Plan) -> None:
     taken = folder.take(earlier)
     mine = taken & planned.stages.keys()
     if taken and not mine:
-        (execution,) = {stage.spec.execution.model_dump_json() for stage in planned.ordered[:1]}
+        execution = planned.ordered[0].spec.execution.model_dump_json()
         raise SpecError(
             f"--resume {earlier}: none of its {len(taken)} stages is of this run, which has another suite, dataset, "
             f"seeds or execution; this run's is {execution}"

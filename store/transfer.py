@@ -67,14 +67,10 @@ def export(
         raise BundleError(f"nothing of {f'job {job}' if job else f'the suite {suite}'} has finished here")
     leave_out = [name for name, wanted in zip(bundle.LARGE, (weights, examples), strict=True) if not wanted]
     with database.read() as session:
-        absent = _not_here(session, manifest)
+        absent = _not_here(session, manifest, leave_out)
     number = bundle.write(path, manifest, store.get, leave_out, absent)
-    wanted = {
-        file.sha256 for stage in manifest.stages.values() for name, file in stage.artifacts.items()
-        if name not in leave_out
-    }  # fmt: skip
     counts = {"jobs": len(manifest.jobs), "stages": len(manifest.stages), "artifacts": number}
-    return {**counts, "left behind": len(absent & wanted)} if absent & wanted else counts
+    return {**counts, "left behind": len(absent)} if absent else counts
 
 
 def _manifest(session: Session, suite: str | None, job: int | None) -> Manifest:
@@ -111,9 +107,10 @@ def _whole(session: Session, finished: Sequence[Stage]) -> dict[str, Stage]:
     return {stage.key: stage for stage in kept.values()}
 
 
-def _not_here(session: Session, manifest: Manifest) -> set[str]:
-    """Return the sha256 of artifacts that an import left behind."""
-    named = {file.sha256 for stage in manifest.stages.values() for file in stage.artifacts.values()}
+def _not_here(session: Session, manifest: Manifest, leave_out: Sequence[str]) -> set[str]:
+    """Return the sha256 of artifacts that are wanted in the file, and that an import left behind."""
+    files = (pair for stage in manifest.stages.values() for pair in stage.artifacts.items())
+    named = {file.sha256 for name, file in files if name not in leave_out}
     kept = (select(Artifact.sha256).where(Artifact.sha256.in_(chunk)) for chunk in chunks(sorted(named)))
     return named - {sha256 for query in kept for sha256 in session.scalars(query)}
 
@@ -185,8 +182,9 @@ def import_file(database: Database, store: ArtifactStore, path: Path) -> Importe
     new = len(found.specs) - len(before)
     lacks = {number: (job.planned or 0) - len(job.stages) for number, job in made.items()}
     lacks = {number: lacking for number, lacking in lacks.items() if lacking > 0}
-    executions = list(dict.fromkeys(spec.execution for spec in found.specs.values()))
-    return Imported(new, len(before), len(found.artifacts), list(made), lacks, executions)
+    return Imported(
+        new, len(before), len(found.artifacts), list(made), lacks, bundle.executions(found.specs.values())
+    )  # fmt: skip
 
 
 def _known(session: Session, keys: Sequence[str]) -> dict[str, Stage]:

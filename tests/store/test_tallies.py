@@ -1,6 +1,7 @@
 """Running sums are what the evaluations add up to, whoever finishes or is withdrawn at the same time."""
 
 import random
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,17 @@ def withdraw(database: Database, stage_id: int) -> None:
         lost.withdraw(session, [stage_id], "altered")
 
 
+def waits_for_a_withdrawal(database: Database, stage_id: int, other: Callable[[], object]) -> None:
+    """Begin `other` amid a withdrawal: it must end after that has been committed, and not before."""
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as session:
+            lost.withdraw(session, [stage_id], "altered")
+            begun = pool.submit(other)
+            with pytest.raises(TimeoutError):
+                begun.result(0.5)
+        begun.result(10)
+
+
 def paired(seeds: list[int], pairing: str = "same") -> dict[str, Any]:
     return body(seeds=seeds, substitute_seeds=seeds, pairing=pairing, **CROSSED)
 
@@ -115,13 +127,7 @@ def test_two_withdrawn_of_one_cell_at_once(postgres: Database, seeds: list[int])
     post(postgres, paired(seeds))
     finish(postgres)
     first, second, *_ = crossed(postgres)
-    with ThreadPoolExecutor(1) as pool:
-        with postgres.write() as session:
-            lost.withdraw(session, [first], "altered")
-            other = pool.submit(withdraw, postgres, second)
-            with pytest.raises(TimeoutError):
-                other.result(0.5)
-        other.result(10)
+    waits_for_a_withdrawal(postgres, first, lambda: withdraw(postgres, second))
     assert len(crossed(postgres)) == len(seeds) - 2
     blackbox(postgres)
     post(postgres, paired(seeds))
@@ -137,13 +143,7 @@ def test_the_first_of_its_sort_ends_amid_a_recount(postgres: Database):
     post(postgres, paired([0, 1], "independent"))
     while (one := claim(postgres)).kind != "evaluate":
         succeed(postgres, one)
-    with ThreadPoolExecutor(1) as pool:
-        with postgres.write() as session:
-            lost.withdraw(session, [old], "altered")
-            other = pool.submit(succeed, postgres, one)
-            with pytest.raises(TimeoutError):
-                other.result(0.5)
-        other.result(10)
+    waits_for_a_withdrawal(postgres, old, lambda: succeed(postgres, one))
     assert one.stage_id in crossed(postgres)
     with postgres.read() as session:
         assert violations(session) == []
